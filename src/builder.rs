@@ -1,0 +1,319 @@
+//! The builder: defaults with their reasons, and validation. No I/O.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::ConnectionLike;
+use redis::{Client, ErrorKind, RedisError};
+
+use crate::clock::Clock;
+use crate::error::{Address, BuildError};
+use crate::master::{Given, Master, Source, address};
+use crate::masters::Masters;
+use crate::redlock::Redlock;
+use crate::release::Releases;
+use crate::retry::RetryPolicy;
+use crate::shared::Shared;
+use crate::validity::Drift;
+
+/// Some round trips between data centres and a fork pause of Redis, and little against the ttl of any lock that is
+/// held for seconds. Only ever waited for when a quorum depends on it.
+const REQUEST_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// Options for a [`Redlock`], and its masters.
+///
+/// | option | default | why |
+/// | --- | --- | --- |
+/// | [`key_prefix`](Self::key_prefix) | none | the key is the resource, as in other Redlock clients |
+/// | [`retry`](Self::retry) | [`RetryPolicy::new`] | up to 5 s, which suits a web service |
+/// | [`request_timeout`](Self::request_timeout) | 250 ms | see there |
+/// | [`drift_factor`](Self::drift_factor) | 0.01 | that of the Redlock page |
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tokio_redlock::{Redlock, RetryPolicy};
+///
+/// let dlm = Redlock::builder()
+///     .master("redis://10.0.0.1")
+///     .master("redis://10.0.0.2")
+///     .master("redis://10.0.0.3")
+///     .key_prefix("billing:lock:")
+///     .retry(RetryPolicy::new().max_wait(Duration::from_secs(2)))
+///     .build()?;
+/// # Ok::<(), tokio_redlock::BuildError>(())
+/// ```
+#[must_use = "a builder does nothing until it is built"]
+pub struct RedlockBuilder {
+    masters: Vec<Candidate>,
+    key_prefix: Vec<u8>,
+    retry: RetryPolicy,
+    request_timeout: Duration,
+    drift_factor: Option<f64>,
+}
+
+/// A master as it was given.
+enum Candidate {
+    Url(String),
+    Client(Box<Client>),
+    Given(Arc<dyn Given>),
+}
+
+impl RedlockBuilder {
+    pub(crate) fn new() -> Self {
+        Self {
+            masters: Vec::new(),
+            key_prefix: Vec::new(),
+            retry: RetryPolicy::new(),
+            request_timeout: REQUEST_TIMEOUT,
+            drift_factor: None,
+        }
+    }
+
+    /// Adds a master by its URL.
+    ///
+    /// `redis://[user][:password@]host[:port][/db]`, `rediss://` for TLS, `valkey://` and `valkeys://` for the
+    /// same; `unix:///path[?db=n&user=...&pass=...]` for a socket.
+    pub fn master(mut self, url: impl AsRef<str>) -> Self {
+        self.masters.push(Candidate::Url(url.as_ref().to_owned()));
+        self
+    }
+
+    /// Adds a master by a client, for whatever a URL cannot say, such as certificates.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_redlock::{Redlock, redis};
+    ///
+    /// let client = redis::Client::open("redis://10.0.0.1").unwrap();
+    /// let dlm = Redlock::builder().client(client).build();
+    /// ```
+    pub fn client(mut self, client: Client) -> Self {
+        self.masters.push(Candidate::Client(Box::new(client)));
+        self
+    }
+
+    /// Adds a master by a connection that you have already.
+    ///
+    /// It must send requests in the order in which it is given them, each at most once, as
+    /// [`MultiplexedConnection`](redis::aio::MultiplexedConnection) does. Opening it again when it breaks is its
+    /// own business, and its timeouts are as you set them. In messages it goes by its place among the masters.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn example(client: tokio_redlock::redis::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use tokio_redlock::Redlock;
+    ///
+    /// let connection = client.get_multiplexed_async_connection().await?;
+    /// let dlm = Redlock::builder().connection(connection).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn connection<C>(mut self, connection: C) -> Self
+    where
+        C: ConnectionLike + Clone + Send + Sync + 'static,
+    {
+        self.masters.push(Candidate::Given(Arc::new(connection)));
+        self
+    }
+
+    /// Puts something in front of every resource to make its key. Defaults to nothing.
+    pub fn key_prefix(mut self, prefix: impl AsRef<[u8]>) -> Self {
+        self.key_prefix = prefix.as_ref().to_vec();
+        self
+    }
+
+    /// How to wait for a lock that is not granted at once. Defaults to [`RetryPolicy::new`].
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.retry = policy;
+        self
+    }
+
+    /// How long to wait for masters that do not answer, when a quorum depends on them. Between 1 ms and 60 s;
+    /// defaults to 250 ms.
+    ///
+    /// It covers connecting too. Make it several round trips, and small against the ttl: a lock is worth what
+    /// the waiting leaves of it.
+    pub fn request_timeout(mut self, timeout: Duration) -> Self {
+        self.request_timeout = timeout;
+        self
+    }
+
+    /// By which share of the ttl the clocks of masters and client may run apart. Between 0 and 0.5; defaults to
+    /// 0.01, as on the Redlock page.
+    ///
+    /// That share and 2 ms are taken off every validity. A clock disciplined by NTP is corrected by at most
+    /// 0.0005; chrony may slew by 0.08, so set that where it is allowed to.
+    pub fn drift_factor(mut self, factor: f64) -> Self {
+        self.drift_factor = Some(factor);
+        self
+    }
+
+    /// Checks the options and makes the client. Opens no connection and needs no runtime.
+    ///
+    /// One master works, and so does an even number, but the log is warned: one is a single point of failure,
+    /// and an even number survives no more failures than one master less.
+    ///
+    /// # Errors
+    ///
+    /// A [`BuildError`] that names the master or the option: no master, the same twice, a URL that cannot be
+    /// used, TLS without its feature, a drift factor or a request timeout out of range.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_redlock::{BuildError, Redlock};
+    ///
+    /// let nothing = Redlock::builder().build();
+    /// assert!(matches!(nothing, Err(BuildError::NoMaster)));
+    /// ```
+    pub fn build(self) -> Result<Redlock, BuildError> {
+        let Self {
+            masters,
+            key_prefix,
+            retry,
+            request_timeout,
+            drift_factor,
+        } = self;
+        let drift = match drift_factor {
+            None => Drift::DEFAULT,
+            Some(factor) => Drift::from_factor(factor).ok_or(BuildError::DriftFactor { factor })?,
+        };
+        if !(Duration::from_millis(1)..=Duration::from_secs(60)).contains(&request_timeout) {
+            return Err(BuildError::RequestTimeout {
+                timeout: request_timeout,
+            });
+        }
+        let masters = Masters::new(resolve(masters)?);
+        warn_of_number(masters.count());
+        Ok(Redlock::from_shared(Shared {
+            releases: Releases::new(&masters),
+            masters,
+            retry,
+            key_prefix,
+            request_timeout,
+            drift,
+            clock: Clock,
+        }))
+    }
+}
+
+fn resolve(candidates: Vec<Candidate>) -> Result<Vec<Master>, BuildError> {
+    if candidates.is_empty() {
+        return Err(BuildError::NoMaster);
+    }
+    let mut masters: Vec<Master> = Vec::with_capacity(candidates.len());
+    for (place, candidate) in candidates.into_iter().enumerate() {
+        let (address, source) = match candidate {
+            Candidate::Url(url) => {
+                let client = Client::open(url.as_str()).map_err(|error| refuse(&url, error))?;
+                by_client(&client, &url)?
+            }
+            Candidate::Client(client) => by_client(&client, address(&client).as_str())?,
+            Candidate::Given(connection) => {
+                let address = Address::new(format!("connection {}", place + 1));
+                (address, Source::Given(connection))
+            }
+        };
+        if masters.iter().any(|master| *master.address() == address) {
+            return Err(BuildError::DuplicateMaster { master: address });
+        }
+        masters.push(Master::new(address, source));
+    }
+    Ok(masters)
+}
+
+fn by_client(client: &Client, given: &str) -> Result<(Address, Source), BuildError> {
+    let source = Source::client(client).map_err(|error| refuse(given, error))?;
+    Ok((address(client), source))
+}
+
+fn refuse(url: &str, source: RedisError) -> BuildError {
+    let master = redact(url);
+    let tls = ["rediss:", "valkeys:"]
+        .iter()
+        .any(|scheme| url.starts_with(scheme));
+    let has_tls = cfg!(any(feature = "tls-rustls", feature = "tls-native-tls"));
+    if tls && !has_tls && source.kind() == ErrorKind::InvalidClientConfig {
+        return BuildError::TlsDisabled { master };
+    }
+    BuildError::Url { master, source }
+}
+
+/// A URL without user, password and query, all of which may be secret. It may be no URL at all.
+fn redact(url: &str) -> String {
+    let (scheme, rest) = match url.split_once("://") {
+        Some((scheme, rest)) => (format!("{scheme}://"), rest),
+        None => (String::new(), url),
+    };
+    // A password may itself hold any character, so all up to the last @ may be part of it.
+    let rest = rest.rsplit_once('@').map_or(rest, |(_, address)| address);
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    format!("{scheme}{rest}")
+}
+
+fn warn_of_number(masters: usize) {
+    if masters == 1 {
+        tracing::warn!(
+            "Redlock over one master: when it fails, no lock can be taken, and those held may be lost"
+        );
+    } else if masters.is_multiple_of(2) {
+        tracing::warn!(
+            masters,
+            "Redlock over an even number of masters: it survives no more failures than with one less"
+        );
+    }
+}
+
+impl fmt::Debug for RedlockBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedlockBuilder")
+            .field("masters", &self.masters)
+            .field("key_prefix", &String::from_utf8_lossy(&self.key_prefix))
+            .field("retry", &self.retry)
+            .field("request_timeout", &self.request_timeout)
+            .field("drift_factor", &self.drift_factor)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Candidate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url(url) => f.write_str(&redact(url)),
+            Self::Client(client) => fmt::Display::fmt(&address(client), f),
+            Self::Given(_) => f.write_str("connection"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::redact;
+
+    #[test]
+    fn what_may_be_secret_is_left_out() {
+        for (url, shown) in [
+            ("redis://10.0.0.1:6379/2", "redis://10.0.0.1:6379/2"),
+            ("redis://:secret@10.0.0.1", "redis://10.0.0.1"),
+            (
+                "rediss://user:secret@host:1/0#insecure",
+                "rediss://host:1/0",
+            ),
+            ("redis://user:sec@ret/%@host", "redis://host"),
+            (
+                "unix:///run/redis.sock?user=u&pass=secret",
+                "unix:///run/redis.sock",
+            ),
+            ("http//user:secret@host", "host"),
+            ("", ""),
+            ("://", "://"),
+        ] {
+            assert_eq!(redact(url), shown, "{url}");
+        }
+    }
+}

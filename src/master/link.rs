@@ -1,0 +1,369 @@
+//! The connection to one master: opened when first needed, shared by all requests, replaced when it breaks or
+//! hangs, and never waited for longer than a request may take.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use redis::{Cmd, RedisError, Value as Reply};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::source::{Identity, Source};
+use super::wire::{Fault, Wire};
+use crate::error::{Address, MasterError};
+
+/// A master that has left everything unanswered for this long is asked for a sign of life.
+const SILENCE: Duration = Duration::from_millis(300);
+
+/// At least this long between two attempts to connect, so that a port that refuses is not hammered.
+const MIN_PAUSE: Duration = Duration::from_millis(20);
+
+/// At most this long, so that a master that comes back votes within half a second.
+const MAX_PAUSE: Duration = Duration::from_millis(250);
+
+/// A master that nobody has asked for this long is not connected to; the next request does that.
+const UNWANTED: Duration = Duration::from_secs(10);
+
+pub(crate) struct Link {
+    address: Address,
+    source: Source,
+    state: watch::Sender<State>,
+    /// The connection before the next one, if its master told us what it is called there.
+    predecessor: Mutex<Option<Identity>>,
+    /// Where the two times below count from.
+    created: Instant,
+    /// When the oldest request was sent since the last reply, in milliseconds since `created`; 0: all is answered.
+    asked: AtomicU64,
+    /// When the last attempt to connect began, likewise.
+    attempted: AtomicU64,
+    /// When somebody last wanted this master, likewise.
+    wanted: AtomicU64,
+    probing: AtomicBool,
+    failing: AtomicBool,
+}
+
+/// An open connection, and which one in the row of them.
+#[derive(Clone)]
+pub(crate) struct Live {
+    wire: Wire,
+    serial: u64,
+}
+
+enum State {
+    Idle,
+    Connecting {
+        since: Instant,
+    },
+    Up(Live),
+    /// No connection, and why; a task is at it.
+    Down(MasterError),
+}
+
+impl Link {
+    pub(crate) fn new(address: Address, source: Source) -> Self {
+        Self {
+            address,
+            source,
+            state: watch::Sender::new(State::Idle),
+            predecessor: Mutex::new(None),
+            created: Instant::now(),
+            asked: AtomicU64::new(0),
+            attempted: AtomicU64::new(0),
+            wanted: AtomicU64::new(0),
+            probing: AtomicBool::new(false),
+            failing: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Link {
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// A link of its own to the same master.
+    pub(crate) fn sibling(&self) -> Self {
+        Self::new(self.address.clone(), self.source.clone())
+    }
+
+    /// The connection, opened now if need be.
+    ///
+    /// Waits for a first attempt to connect, but no longer than `patience` from when that began: a master that
+    /// is known to be down or to hang fails at once.
+    pub(crate) async fn live(self: &Arc<Self>, patience: Duration) -> Result<Live, MasterError> {
+        if let State::Up(live) = &*self.state.borrow() {
+            return Ok(live.clone());
+        }
+        let mut states = self.state.subscribe();
+        loop {
+            self.connect_if_idle();
+            let deadline = match &*states.borrow_and_update() {
+                State::Up(live) => return Ok(live.clone()),
+                State::Down(error) => return Err(error.clone()),
+                State::Connecting { since } => *since + patience,
+                State::Idle => continue,
+            };
+            if timeout_at(deadline, states.changed()).await.is_err() {
+                return Err(MasterError::TimedOut(patience));
+            }
+        }
+    }
+
+    /// Waits until there is a connection, however long that takes.
+    pub(crate) async fn up(self: &Arc<Self>) {
+        let mut states = self.state.subscribe();
+        loop {
+            self.connect_if_idle();
+            if matches!(&*states.borrow_and_update(), State::Up(_))
+                || states.changed().await.is_err()
+            {
+                return;
+            }
+        }
+    }
+
+    /// Sends one command and waits for the reply; the first poll hands it over.
+    pub(crate) async fn exchange(
+        self: &Arc<Self>,
+        live: Live,
+        command: Arc<Cmd>,
+    ) -> Result<Reply, Fault> {
+        self.mark_asked(&live);
+        let Live { wire, serial } = live;
+        let reply = wire.send(command).await;
+        match &reply {
+            Err(Fault::Broken(error)) => self.broken(serial, error),
+            _ => self.asked.store(0, Ordering::Relaxed),
+        }
+        reply
+    }
+
+    /// Tells the log when this master begins to fail and when it is well again, each once.
+    pub(crate) fn report(&self, error: Option<&MasterError>) {
+        match error {
+            None => {
+                if self.failing.load(Ordering::Relaxed)
+                    && self.failing.swap(false, Ordering::Relaxed)
+                {
+                    tracing::info!(master = %self.address, "master answers again");
+                }
+            }
+            // This says something about the key, not about the master.
+            Some(MasterError::WrongType(_)) => {}
+            Some(error) => {
+                if !self.failing.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(master = %self.address, %error, "master fails");
+                }
+            }
+        }
+    }
+
+    fn mark_asked(self: &Arc<Self>, live: &Live) {
+        let now = self.now();
+        let asked = &self.asked;
+        let Err(since) = asked.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed)
+        else {
+            return;
+        };
+        if now.saturating_sub(since) > millis(SILENCE)
+            && !self.probing.swap(true, Ordering::Relaxed)
+        {
+            tokio::spawn(Prober(Arc::clone(self)).run(live.clone()));
+        }
+    }
+
+    /// A request found its connection broken: another one is opened at once.
+    fn broken(self: &Arc<Self>, serial: u64, error: &RedisError) {
+        let hasty = self.since(&self.attempted) < MIN_PAUSE;
+        self.replace_if(
+            |state| matches!(state, State::Up(current) if current.serial == serial),
+            || {
+                if hasty {
+                    State::Down(MasterError::from_redis(error.clone()))
+                } else {
+                    State::Connecting {
+                        since: Instant::now(),
+                    }
+                }
+            },
+        );
+    }
+
+    fn connect_if_idle(self: &Arc<Self>) {
+        self.wanted.store(self.now(), Ordering::Relaxed);
+        self.replace_if(
+            |state| matches!(state, State::Idle),
+            || State::Connecting {
+                since: Instant::now(),
+            },
+        );
+    }
+
+    /// Goes from one state to another and sets a task to connect, in one step.
+    fn replace_if(
+        self: &Arc<Self>,
+        condition: impl FnOnce(&State) -> bool,
+        next: impl FnOnce() -> State,
+    ) {
+        let replaced = self.state.send_if_modified(|state| {
+            let replace = condition(state);
+            if replace {
+                *state = next();
+            }
+            replace
+        });
+        if replaced {
+            let mender = Mender(Arc::clone(self));
+            tokio::spawn(async move { mender.connect_until_it_works().await });
+        }
+    }
+
+    /// Opens a connection and puts it in place.
+    async fn open(&self) -> Result<(), MasterError> {
+        let since_last = self.since(&self.attempted);
+        sleep(MIN_PAUSE.saturating_sub(since_last)).await;
+        self.attempted.store(self.now(), Ordering::Relaxed);
+        let predecessor = lock(&self.predecessor).clone();
+        let (wire, identity) = self
+            .source
+            .connect(predecessor)
+            .await
+            .map_err(MasterError::from_connecting)?;
+        if identity.is_some() {
+            *lock(&self.predecessor) = identity;
+        }
+        let serial = self.attempted.load(Ordering::Relaxed);
+        self.asked.store(0, Ordering::Relaxed);
+        self.state.send_replace(State::Up(Live { wire, serial }));
+        self.report(None);
+        Ok(())
+    }
+
+    /// Milliseconds since this link was made, from 1.
+    fn now(&self) -> u64 {
+        millis(self.created.elapsed()) + 1
+    }
+
+    fn since(&self, then: &AtomicU64) -> Duration {
+        let then = then.load(Ordering::Relaxed);
+        if then == 0 {
+            Duration::MAX
+        } else {
+            Duration::from_millis(self.now().saturating_sub(then))
+        }
+    }
+}
+
+/// The task that brings a link up. Should its runtime be shut down first, the next request starts another one.
+struct Mender(Arc<Link>);
+
+impl Drop for Mender {
+    fn drop(&mut self) {
+        self.0.state.send_if_modified(|state| {
+            let unfinished = !matches!(state, State::Up(_));
+            if unfinished {
+                *state = State::Idle;
+            }
+            unfinished
+        });
+    }
+}
+
+impl Mender {
+    async fn connect_until_it_works(&self) {
+        let link = &self.0;
+        let mut pause = MIN_PAUSE;
+        while let Err(error) = link.open().await {
+            link.report(Some(&error));
+            link.state.send_modify(|state| {
+                // That it hangs says more than that another connection to it hangs as well.
+                if !matches!(
+                    (&*state, &error),
+                    (State::Down(MasterError::Hung(_)), MasterError::Connect(_))
+                ) {
+                    *state = State::Down(error);
+                }
+            });
+            sleep(pause).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+            if self.is_unwanted() {
+                return;
+            }
+        }
+    }
+
+    /// Nobody waits for this master, and nobody has asked for it lately, or can any more.
+    fn is_unwanted(&self) -> bool {
+        let link = &self.0;
+        let unasked = link.since(&link.wanted) > UNWANTED || Arc::strong_count(link) == 1;
+        unasked && link.state.receiver_count() == 0
+    }
+}
+
+/// The task that finds out whether a silent master hangs, and replaces the connection to one that does, unless
+/// the old one comes back to life first.
+struct Prober(Arc<Link>);
+
+impl Drop for Prober {
+    fn drop(&mut self) {
+        self.0.probing.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Prober {
+    async fn run(self, live: Live) {
+        let link = &self.0;
+        let ping = link.exchange(live.clone(), ping());
+        if timeout(SILENCE, ping).await.is_ok() {
+            return;
+        }
+        let error = MasterError::Hung(SILENCE * 2);
+        let hangs = link.state.send_if_modified(|state| {
+            let current = matches!(state, State::Up(current) if current.serial == live.serial);
+            if current {
+                *state = State::Down(error.clone());
+            }
+            current
+        });
+        if !hangs {
+            return;
+        }
+        link.report(Some(&error));
+        let mender = Mender(Arc::clone(link));
+        let revived = tokio::select! {
+            revived = revives(&live) => revived,
+            () = mender.connect_until_it_works(), if link.source.reconnects() => return,
+        };
+        if revived {
+            link.asked.store(0, Ordering::Relaxed);
+            link.state.send_replace(State::Up(live));
+            link.report(None);
+        } else {
+            mender.connect_until_it_works().await;
+        }
+    }
+}
+
+/// Waits for a sign of life; `false` if the connection breaks instead.
+async fn revives(live: &Live) -> bool {
+    loop {
+        match timeout(SILENCE, live.wire.clone().send(ping())).await {
+            Ok(Err(Fault::Broken(_))) => return false,
+            Ok(_) => return true,
+            Err(_) => {}
+        }
+    }
+}
+
+fn ping() -> Arc<Cmd> {
+    Arc::new(redis::cmd("PING"))
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

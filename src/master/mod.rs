@@ -1,0 +1,143 @@
+//! One master: its address, its connection, and the requests it is sent. Knows nothing of quorums.
+
+mod link;
+mod request;
+mod source;
+mod wire;
+
+use std::fmt;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use redis::{ErrorKind, ServerErrorKind};
+use tokio::time::{sleep, timeout};
+
+use self::link::Link;
+pub(crate) use self::request::Request;
+pub(crate) use self::source::{Source, address};
+use self::wire::Fault;
+pub(crate) use self::wire::Given;
+use crate::error::{Address, MasterError, Vote};
+use crate::trail::Step;
+
+/// The first and the longest time to wait for an answer that must come in the end.
+const FIRST_PATIENCE: Duration = Duration::from_millis(500);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A master, as something that can be asked.
+#[derive(Clone)]
+pub(crate) struct Master {
+    link: Arc<Link>,
+}
+
+impl Master {
+    pub(crate) fn new(address: Address, source: Source) -> Self {
+        let link = Arc::new(Link::new(address, source));
+        Self { link }
+    }
+
+    /// The same master with a connection of its own.
+    pub(crate) fn sibling(&self) -> Self {
+        let link = Arc::new(self.link.sibling());
+        Self { link }
+    }
+
+    pub(crate) fn address(&self) -> &Address {
+        self.link.address()
+    }
+
+    /// No answer came in time.
+    pub(crate) fn report_timeout(&self, timeout: Duration) -> MasterError {
+        let error = MasterError::TimedOut(timeout);
+        self.link.report(Some(&error));
+        error
+    }
+
+    /// Sends a request, if `step` still allows it when there is a connection, and waits for the vote.
+    ///
+    /// `patience` is how long to wait for a connection. The request is handed over by the poll that finds one,
+    /// the first if it is open already.
+    pub(crate) async fn ask(self, request: Request, step: Step, patience: Duration) -> Vote {
+        let vote = self
+            .try_ask(&request, &step, patience)
+            .await
+            .unwrap_or_else(Vote::Failed);
+        match &vote {
+            Vote::Failed(error) => self.link.report(Some(error)),
+            Vote::Unheard => {}
+            Vote::Refused => step.undone(),
+            Vote::Granted | Vote::Recreated => {}
+        }
+        vote
+    }
+
+    async fn try_ask(
+        &self,
+        request: &Request,
+        step: &Step,
+        patience: Duration,
+    ) -> Result<Vote, MasterError> {
+        let link = &self.link;
+        let mut command = request.command();
+        let mut reconnect = true;
+        let mut with_text = false;
+        loop {
+            let live = link.live(patience).await?;
+            let mut exchange = pin!(link.exchange(live, command.clone()));
+            let first_poll =
+                poll_fn(|cx| Poll::Ready(step.take(|| exchange.as_mut().poll(cx)))).await;
+            let reply = match first_poll {
+                None => return Ok(Vote::Unheard),
+                // The connection had ended before; nothing was sent, or to no effect. Typically it was idle.
+                Some(Poll::Ready(Err(Fault::Broken(_)))) if reconnect => {
+                    reconnect = false;
+                    continue;
+                }
+                Some(Poll::Ready(reply)) => reply,
+                Some(Poll::Pending) => exchange.await,
+            };
+            match reply {
+                Ok(reply) => {
+                    link.report(None);
+                    return Ok(request.read(&reply));
+                }
+                Err(Fault::Replied(error))
+                    if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+                        && !with_text =>
+                {
+                    with_text = true;
+                    command = request.command_with_text();
+                }
+                Err(Fault::Replied(error) | Fault::Broken(error)) => {
+                    return Err(MasterError::from_redis(error));
+                }
+            }
+        }
+    }
+
+    /// Sends a request again and again, on one connection after the other, until there is an answer.
+    ///
+    /// Only for a request that may be executed any number of times.
+    pub(crate) async fn ask_until_answered(self, request: Request) -> Vote {
+        let mut patience = FIRST_PATIENCE;
+        loop {
+            self.link.up().await;
+            let vote = self.clone().ask(request.clone(), Step::Free, patience);
+            match timeout(patience, vote).await {
+                Ok(Vote::Failed(error)) if error.may_pass() => sleep(patience / 10).await,
+                Ok(vote) => return vote,
+                Err(_) => {}
+            }
+            patience = (patience * 2).min(LONGEST_PATIENCE);
+        }
+    }
+}
+
+impl fmt::Debug for Master {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.address(), f)
+    }
+}

@@ -1,0 +1,159 @@
+//! Where the connections to one master come from.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::io::tcp::socket2::TcpKeepalive;
+use redis::{AsyncConnectionConfig, Client, ConnectionAddr, FromRedisValue, RedisResult};
+use tokio::sync::Semaphore;
+
+use super::wire::{Given, Wire};
+use crate::error::Address;
+
+/// How long an attempt to connect may take: several round trips of any sane network, and short enough for a master
+/// that comes back after a partition to vote within half a second.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(400);
+
+/// An idle connection is probed after so long: below the five minutes after which common firewalls forget it.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Bytes that stay unacknowledged for so long end the connection.
+const USER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What connections are made of.
+#[derive(Clone)]
+pub(crate) enum Source {
+    Client(Box<Client>),
+    Given(Arc<dyn Given>),
+}
+
+/// A connection as its master knows it.
+#[derive(Clone)]
+pub(crate) struct Identity {
+    id: u64,
+    /// The address that the master sees, so that no other connection is meant should ids have started again.
+    address: String,
+}
+
+impl Source {
+    /// Connections by a client, with the socket options that notice a dead peer.
+    pub(crate) fn client(client: &Client) -> RedisResult<Self> {
+        let info = client.get_connection_info().clone();
+        let mut tcp = info.tcp_settings().clone().set_nodelay(true);
+        if tcp.keepalive().is_none() {
+            tcp = tcp.set_keepalive(TcpKeepalive::new().with_time(KEEPALIVE));
+        }
+        #[cfg(any(target_os = "android", target_os = "linux"))]
+        if tcp.user_timeout().is_none() {
+            tcp = tcp.set_user_timeout(USER_TIMEOUT);
+        }
+        let client = Client::open(info.set_tcp_settings(tcp))?;
+        Ok(Self::Client(Box::new(client)))
+    }
+
+    /// Whether a connection that hangs or broke can be replaced by a new one.
+    pub(crate) fn reconnects(&self) -> bool {
+        matches!(self, Self::Client(_))
+    }
+
+    /// Opens a connection.
+    ///
+    /// Before it can be used, its predecessor is closed at the master's end. Whatever was still under way there
+    /// is refused from then on, so that no request sent on the new connection is overtaken by one of the old
+    /// (PROTOCOL.md, Q1). A master that does not allow it, or does not know the command, is used all the same.
+    pub(crate) async fn connect(
+        &self,
+        predecessor: Option<Identity>,
+    ) -> RedisResult<(Wire, Option<Identity>)> {
+        let client = match self {
+            Self::Client(client) => client,
+            Self::Given(connection) => return Ok((Wire::to(Arc::clone(connection)), None)),
+        };
+        install_crypto_provider(client);
+        let config = AsyncConnectionConfig::new()
+            // Timeouts are ours, above; a request is followed to its end.
+            .set_response_timeout(None)
+            .set_connection_timeout(None)
+            .set_pipeline_buffer_size(Semaphore::MAX_PERMITS);
+        let connect = async {
+            let connection = client
+                .get_multiplexed_async_connection_with_config(&config)
+                .await?;
+            let (identity, ()) = futures::join!(
+                identify(connection.clone()),
+                close(connection.clone(), predecessor),
+            );
+            Ok((Wire::Own(connection), identity))
+        };
+        match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
+            Ok(connected) => connected,
+            Err(_) => Err(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                format!("timed out after {CONNECT_TIMEOUT:?}"),
+            )
+            .into()),
+        }
+    }
+}
+
+/// The address of the master that a client connects to.
+pub(crate) fn address(client: &Client) -> Address {
+    let text = match client.get_connection_info().addr() {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+            let host = host
+                .trim_start_matches('[')
+                .trim_end_matches(']')
+                .to_ascii_lowercase();
+            match host.parse() {
+                Ok(ip) => std::net::SocketAddr::new(ip, *port).to_string(),
+                Err(_) => format!("{host}:{port}"),
+            }
+        }
+        other => other.to_string(),
+    };
+    Address::new(text)
+}
+
+async fn identify(mut connection: MultiplexedConnection) -> Option<Identity> {
+    let reply = redis::cmd("CLIENT")
+        .arg("INFO")
+        .query_async(&mut connection)
+        .await
+        .ok()?;
+    let line = String::from_redis_value(reply).ok()?;
+    let field = |name| line.split(' ').find_map(|field| field.strip_prefix(name));
+    Some(Identity {
+        id: field("id=")?.parse().ok()?,
+        address: field("addr=")?.to_owned(),
+    })
+}
+
+async fn close(mut connection: MultiplexedConnection, predecessor: Option<Identity>) {
+    let Some(Identity { id, address }) = predecessor else {
+        return;
+    };
+    let mut kill = redis::cmd("CLIENT");
+    kill.arg("KILL").arg("ID").arg(id).arg("ADDR").arg(address);
+    if let Err(error) = kill.exec_async(&mut connection).await {
+        tracing::debug!(%error, "the old connection could not be closed at the master's end");
+    }
+}
+
+/// With rustls, an application that has not chosen a crypto provider gets ours.
+#[cfg(feature = "tls-rustls")]
+fn install_crypto_provider(client: &Client) {
+    use rustls::crypto::{CryptoProvider, ring};
+
+    let tls = matches!(
+        client.get_connection_info().addr(),
+        ConnectionAddr::TcpTls { .. }
+    );
+    if tls && CryptoProvider::get_default().is_none() {
+        // Fails only if another thread was quicker, and then there is one.
+        let _ = ring::default_provider().install_default();
+    }
+}
+
+#[cfg(not(feature = "tls-rustls"))]
+fn install_crypto_provider(_: &Client) {}

@@ -1,0 +1,269 @@
+//! How long to wait between attempts, and when to give up. Pure: it is told how much time has passed, and its
+//! randomness comes from a seed.
+
+use std::time::Duration;
+
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+/// How a lock that is not granted at once is waited for.
+///
+/// Between attempts it waits a random time, at least the smallest delay, at most a limit that doubles with every
+/// attempt up to the largest delay ("exponential backoff with full jitter"): clients that collided once do not
+/// collide again in step. It gives up after a number of attempts, after a total wait, after whichever comes first,
+/// or never, as told. A wait that would pass the total is not begun, so the answer never comes later than that
+/// by more than the one attempt that was under way.
+///
+/// | setting | default | why |
+/// | --- | --- | --- |
+/// | delay | 10 ms to 500 ms | some round trips at first; later about four attempts a second |
+/// | attempts | no limit | the total wait is what a caller feels |
+/// | total wait | 5 s | well within the patience of whoever waits for a web service |
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tokio_redlock::RetryPolicy;
+///
+/// // A nightly job may wait long, and need not look often.
+/// let patient = RetryPolicy::new()
+///     .delay(Duration::from_millis(100), Duration::from_secs(5))
+///     .max_wait(Duration::from_secs(600));
+/// // A handler that has something else to do asks just once.
+/// let impatient = RetryPolicy::once();
+/// # let _ = (patient, impatient);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetryPolicy {
+    min_delay: Duration,
+    max_delay: Duration,
+    max_attempts: Option<u32>,
+    max_wait: Option<Duration>,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl RetryPolicy {
+    /// The defaults, which suit a web service; see the table above.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            min_delay: Duration::from_millis(10),
+            max_delay: Duration::from_millis(500),
+            max_attempts: None,
+            max_wait: Some(Duration::from_secs(5)),
+        }
+    }
+
+    /// One attempt, and no waiting.
+    #[must_use]
+    pub const fn once() -> Self {
+        Self {
+            max_attempts: Some(1),
+            ..Self::new()
+        }
+    }
+
+    /// Sets the smallest and the largest delay between two attempts. Defaults to 10 ms and 500 ms.
+    ///
+    /// Equal delays make every wait the same; zero is allowed and means to try again at once. Where `min` is
+    /// above `max`, `max` is raised to it.
+    #[must_use]
+    pub const fn delay(mut self, min: Duration, max: Duration) -> Self {
+        self.min_delay = min;
+        self.max_delay = if max.as_nanos() < min.as_nanos() {
+            min
+        } else {
+            max
+        };
+        self
+    }
+
+    /// Gives up after so many attempts, the first included; 0 counts as 1. Defaults to no limit.
+    #[must_use]
+    pub const fn max_attempts(mut self, attempts: u32) -> Self {
+        self.max_attempts = Some(attempts);
+        self
+    }
+
+    /// Gives up rather than wait longer than this in all, from the first attempt on. Defaults to 5 s.
+    ///
+    /// It may well be longer than the ttl.
+    #[must_use]
+    pub const fn max_wait(mut self, wait: Duration) -> Self {
+        self.max_wait = Some(wait);
+        self
+    }
+
+    /// Takes both limits away: waits until the lock is granted, however long that takes.
+    #[must_use]
+    pub const fn forever(mut self) -> Self {
+        self.max_attempts = None;
+        self.max_wait = None;
+        self
+    }
+
+    /// The delays of one run of this policy. The same seed gives the same delays.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_redlock::RetryPolicy;
+    ///
+    /// let policy = RetryPolicy::new().max_attempts(4);
+    /// assert_eq!(policy.delays(7).count(), 3);
+    /// assert!(policy.delays(7).eq(policy.delays(7)));
+    /// ```
+    #[must_use]
+    pub fn delays(&self, seed: u64) -> Delays {
+        Delays {
+            policy: self.clone(),
+            rng: StdRng::seed_from_u64(seed),
+            attempts: 1,
+            ceiling: self.min_delay,
+            waited: Duration::ZERO,
+        }
+    }
+}
+
+/// One run of a [`RetryPolicy`]: how long to wait before each further attempt.
+///
+/// As an iterator it takes the attempts themselves to take no time.
+#[derive(Debug)]
+pub struct Delays {
+    policy: RetryPolicy,
+    rng: StdRng,
+    /// How many attempts have been made.
+    attempts: u32,
+    /// The largest delay that may come next.
+    ceiling: Duration,
+    waited: Duration,
+}
+
+impl Delays {
+    /// The wait before the next attempt when `elapsed` has passed since the first began; `None`: give up.
+    pub(crate) fn next_after(&mut self, elapsed: Duration) -> Option<Duration> {
+        let policy = &self.policy;
+        if policy.max_attempts.is_some_and(|max| self.attempts >= max) {
+            return None;
+        }
+        // The smallest delay doubled from a millisecond at least: doubling zero would never get anywhere.
+        self.ceiling = self.ceiling.max(Duration::from_millis(1)).saturating_mul(2);
+        self.ceiling = self.ceiling.min(policy.max_delay);
+        let ceiling = self.ceiling.max(policy.min_delay);
+        let delay = if policy.min_delay < ceiling {
+            self.rng.random_range(policy.min_delay..=ceiling)
+        } else {
+            ceiling
+        };
+        let total = elapsed.saturating_add(delay);
+        if policy.max_wait.is_some_and(|max| total > max) {
+            return None;
+        }
+        self.attempts = self.attempts.saturating_add(1);
+        Some(delay)
+    }
+}
+
+impl Iterator for Delays {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let delay = self.next_after(self.waited)?;
+        self.waited = self.waited.saturating_add(delay);
+        Some(delay)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn once_never_waits() {
+        assert_eq!(RetryPolicy::once().delays(1).next(), None);
+        assert_eq!(RetryPolicy::new().max_attempts(0).delays(1).next(), None);
+    }
+
+    #[test]
+    fn delays_stay_within_their_bounds_and_the_ceiling_doubles() {
+        let policy = RetryPolicy::new().delay(10 * MS, 100 * MS).forever();
+        for seed in 0..200 {
+            for (attempt, delay) in (1..).zip(policy.delays(seed).take(12)) {
+                let ceiling = (10 * MS * 2u32.pow(attempt)).min(100 * MS);
+                assert!(10 * MS <= delay && delay <= ceiling, "{attempt}: {delay:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn jitter_fills_the_whole_range() {
+        let policy = RetryPolicy::new().delay(Duration::ZERO, 64 * MS).forever();
+        let late: Vec<_> = (0..400)
+            .filter_map(|seed| policy.delays(seed).nth(10))
+            .collect();
+        assert!(late.iter().any(|&delay| delay < 8 * MS));
+        assert!(late.iter().any(|&delay| delay > 56 * MS));
+    }
+
+    #[test]
+    fn zero_and_equal_delays_are_exactly_that() {
+        let zero = RetryPolicy::new()
+            .delay(Duration::ZERO, Duration::ZERO)
+            .forever();
+        assert!(zero.delays(1).take(5).all(|delay| delay.is_zero()));
+        let equal = RetryPolicy::new().delay(7 * MS, 7 * MS).forever();
+        assert!(equal.delays(1).take(5).all(|delay| delay == 7 * MS));
+        let crossed = RetryPolicy::new().delay(7 * MS, MS).forever();
+        assert!(crossed.delays(1).take(5).all(|delay| delay == 7 * MS));
+    }
+
+    #[test]
+    fn the_largest_delays_do_not_overflow() {
+        let policy = RetryPolicy::new().delay(MS, Duration::MAX).forever();
+        assert_eq!(policy.delays(1).take(200).count(), 200);
+        let most = RetryPolicy::new()
+            .delay(Duration::MAX, Duration::MAX)
+            .forever();
+        assert_eq!(most.delays(1).next(), Some(Duration::MAX));
+    }
+
+    #[test]
+    fn a_wait_that_would_pass_the_total_is_not_begun() {
+        let policy = RetryPolicy::new().delay(10 * MS, 10 * MS).max_wait(35 * MS);
+        assert_eq!(policy.delays(1).count(), 3);
+        let mut delays = policy.delays(1);
+        assert_eq!(delays.next_after(25 * MS), Some(10 * MS));
+        assert_eq!(delays.next_after(26 * MS), None);
+    }
+
+    #[test]
+    fn whichever_limit_comes_first_ends_it() {
+        let policy = RetryPolicy::new().delay(10 * MS, 10 * MS);
+        assert_eq!(
+            policy
+                .clone()
+                .max_attempts(3)
+                .max_wait(100 * MS)
+                .delays(1)
+                .count(),
+            2
+        );
+        assert_eq!(
+            policy.max_attempts(30).max_wait(50 * MS).delays(1).count(),
+            5
+        );
+    }
+
+    #[test]
+    fn forever_does_not_end() {
+        let policy = RetryPolicy::once().forever();
+        assert_eq!(policy.delays(1).take(10_000).count(), 10_000);
+    }
+}

@@ -1,0 +1,106 @@
+//! The trail that one value leaves: to which masters it was handed, and whether it may be handed to more.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Where a value may have left a key.
+///
+/// Shut before the first compare-and-delete is sent. A request waiting for a connection looks here at the
+/// moment it is handed over, so none can come after the compare-and-delete that undoes it.
+#[derive(Debug)]
+pub(crate) struct Trail(Mutex<Steps>);
+
+#[derive(Debug)]
+struct Steps {
+    shut: bool,
+    taken: Box<[bool]>,
+}
+
+impl Trail {
+    pub(crate) fn new(masters: usize) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Steps {
+            shut: false,
+            taken: vec![false; masters].into_boxed_slice(),
+        })))
+    }
+
+    /// Lets nothing more be handed over, and tells which masters may hold the key; `None` if it was shut before.
+    pub(crate) fn shut(&self) -> Option<Box<[bool]>> {
+        let mut steps = self.lock();
+        if steps.shut {
+            return None;
+        }
+        steps.shut = true;
+        Some(std::mem::take(&mut steps.taken))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Steps> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Leave to hand a request to one master.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    /// Always: what it sends undoes, or only looks.
+    Free,
+    /// While the trail is not shut; and it is noted there.
+    On(Arc<Trail>, usize),
+}
+
+impl Step {
+    /// Hands over, if that is still allowed.
+    pub(crate) fn take<T>(&self, hand_over: impl FnOnce() -> T) -> Option<T> {
+        match self {
+            Self::Free => Some(hand_over()),
+            Self::On(trail, master) => {
+                let mut steps = trail.lock();
+                if steps.shut {
+                    return None;
+                }
+                steps.taken[*master] = true;
+                Some(hand_over())
+            }
+        }
+    }
+
+    /// The master answered that it holds no key of ours.
+    pub(crate) fn undone(&self) {
+        if let Self::On(trail, master) = self
+            && let Some(taken) = trail.lock().taken.get_mut(*master)
+        {
+            *taken = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shut_trail_lets_nothing_pass() {
+        let trail = Trail::new(3);
+        assert_eq!(Step::On(Arc::clone(&trail), 1).take(|| 7), Some(7));
+        assert_eq!(trail.shut().as_deref(), Some(&[false, true, false][..]));
+        let late = Step::On(Arc::clone(&trail), 2);
+        assert_eq!(late.take(|| unreachable!("handed over")), None::<()>);
+        assert_eq!(trail.shut(), None);
+        late.undone();
+    }
+
+    #[test]
+    fn a_refusal_leaves_nothing_to_undo() {
+        let trail = Trail::new(2);
+        let steps = [0, 1].map(|master| Step::On(Arc::clone(&trail), master));
+        for step in &steps {
+            step.take(|| ());
+        }
+        steps[0].undone();
+        assert_eq!(trail.shut().as_deref(), Some(&[false, true][..]));
+    }
+
+    #[test]
+    fn what_undoes_is_never_held_back() {
+        assert_eq!(Step::Free.take(|| 1), Some(1));
+    }
+}
