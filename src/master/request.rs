@@ -17,8 +17,14 @@ use crate::error::{MasterError, Vote};
 use crate::validity::Ttl;
 use crate::value::Value;
 
-static EXTEND: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("extend.lua")));
-static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("release.lua")));
+/// The texts of the scripts.
+pub(crate) const SCRIPTS: [&str; 2] = [EXTEND, RELEASE];
+
+const EXTEND: &str = include_str!("extend.lua");
+const RELEASE: &str = include_str!("release.lua");
+
+static EXTEND_HASH: LazyLock<Script> = LazyLock::new(|| Script::new(EXTEND));
+static RELEASE_HASH: LazyLock<Script> = LazyLock::new(|| Script::new(RELEASE));
 
 /// A request, made once and sent to every master.
 #[derive(Clone)]
@@ -51,12 +57,12 @@ impl Request {
 
     pub(crate) fn extend(key: &Arc<[u8]>, value: Value, ttl: Ttl) -> Self {
         let kind = Kind::Extend(ttl);
-        let by_hash = kind.script_call("EVALSHA", EXTEND.get_hash(), key, value);
+        let by_hash = kind.script_call("EVALSHA", EXTEND_HASH.get_hash(), key, value);
         Self::new(kind, key, value, by_hash)
     }
 
     pub(crate) fn release(key: &Arc<[u8]>, value: Value) -> Self {
-        let by_hash = Kind::Release.script_call("EVALSHA", RELEASE.get_hash(), key, value);
+        let by_hash = Kind::Release.script_call("EVALSHA", RELEASE_HASH.get_hash(), key, value);
         Self::new(Kind::Release, key, value, by_hash)
     }
 
@@ -84,8 +90,8 @@ impl Request {
         } = &*self.0;
         let text = match kind {
             Kind::Acquire => return Arc::clone(command),
-            Kind::Extend(_) => include_str!("extend.lua"),
-            Kind::Release => include_str!("release.lua"),
+            Kind::Extend(_) => EXTEND,
+            Kind::Release => RELEASE,
         };
         Arc::new(kind.script_call("EVAL", text, key, *value))
     }

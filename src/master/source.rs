@@ -8,6 +8,7 @@ use redis::io::tcp::socket2::TcpKeepalive;
 use redis::{AsyncConnectionConfig, Client, ConnectionAddr, FromRedisValue, RedisResult};
 use tokio::sync::Semaphore;
 
+use super::request::SCRIPTS;
 use super::wire::{Given, Wire};
 use crate::error::Address;
 
@@ -80,9 +81,10 @@ impl Source {
             let connection = client
                 .get_multiplexed_async_connection_with_config(&config)
                 .await?;
-            let (identity, ()) = futures::join!(
+            let (identity, (), ()) = futures::join!(
                 identify(connection.clone()),
                 close(connection.clone(), predecessor),
+                load_scripts(connection.clone()),
             );
             Ok((Wire::Own(connection), identity))
         };
@@ -137,6 +139,22 @@ async fn close(mut connection: MultiplexedConnection, predecessor: Option<Identi
     kill.arg("KILL").arg("ID").arg(id).arg("ADDR").arg(address);
     if let Err(error) = kill.exec_async(&mut connection).await {
         tracing::debug!(%error, "the old connection could not be closed at the master's end");
+    }
+}
+
+/// Without the scripts at hand, the first release would cost a second round trip, and come after whatever is sent
+/// in between. A master that does not allow it gets them with the first request that needs one.
+async fn load_scripts(mut connection: MultiplexedConnection) {
+    for script in SCRIPTS {
+        let mut load = redis::cmd("SCRIPT");
+        if let Err(error) = load
+            .arg("LOAD")
+            .arg(script)
+            .exec_async(&mut connection)
+            .await
+        {
+            tracing::debug!(%error, "a script could not be loaded ahead of its use");
+        }
     }
 }
 
