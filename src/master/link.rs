@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use redis::{Cmd, RedisError, Value as Reply};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::source::{Identity, Source};
 use super::wire::{Fault, Wire};
@@ -89,8 +89,8 @@ impl Link {
 
     /// The connection, opened now if need be.
     ///
-    /// Waits for a first attempt to connect, but no longer than `patience` from when that began: a master that
-    /// is known to be down or to hang fails at once.
+    /// Waits for an attempt to connect, unless that has gone on for longer than `patience`: a master that is known
+    /// to be down, or to hang, fails at once. Sets no timer; how long to wait is up to the caller.
     pub(crate) async fn live(self: &Arc<Self>, patience: Duration) -> Result<Live, MasterError> {
         if let State::Up(live) = &*self.state.borrow() {
             return Ok(live.clone());
@@ -98,15 +98,16 @@ impl Link {
         let mut states = self.state.subscribe();
         loop {
             self.connect_if_idle();
-            let deadline = match &*states.borrow_and_update() {
+            match &*states.borrow_and_update() {
                 State::Up(live) => return Ok(live.clone()),
                 State::Down(error) => return Err(error.clone()),
-                State::Connecting { since } => *since + patience,
-                State::Idle => continue,
-            };
-            if timeout_at(deadline, states.changed()).await.is_err() {
-                return Err(MasterError::TimedOut(patience));
+                State::Connecting { since } if since.elapsed() > patience => {
+                    return Err(MasterError::TimedOut(patience));
+                }
+                State::Connecting { .. } | State::Idle => {}
             }
+            // The sender is ours, so this only ends with a change.
+            let _ = states.changed().await;
         }
     }
 

@@ -60,31 +60,40 @@ impl Wire {
 
     /// Sends a command and waits for the reply. The first poll hands it over; dropping the future after that
     /// leaves the outcome unknown.
-    pub(crate) async fn send(self, command: Arc<Cmd>) -> Result<Reply, Fault> {
-        let reply = match self {
-            // Unconstrained, or a task that has used up its budget would put the hand-over off to a later poll.
-            Self::Own(mut connection) => {
-                unconstrained(connection.send_packed_command(&command)).await
-            }
-            Self::Given(queue) => {
-                let (reply, answer) = oneshot::channel();
-                let sent = queue.send(Envelope { command, reply });
-                let answer = match sent {
-                    Ok(()) => unconstrained(answer).await.ok(),
-                    Err(_) => None,
-                };
-                let reply = answer.ok_or_else(runtime_gone).map_err(Fault::Broken)?;
-                return reply.and_then(Reply::extract_error).map_err(Fault::Replied);
-            }
-        };
-        reply.and_then(Reply::extract_error).map_err(|error| {
-            if error.is_io_error() || error.is_unrecoverable_error() {
-                Fault::Broken(error)
-            } else {
-                Fault::Replied(error)
-            }
-        })
+    ///
+    /// Boxed, because the future of a request is large, and is moved about with those that contain it.
+    pub(crate) fn send(self, command: Arc<Cmd>) -> BoxFuture<'static, Result<Reply, Fault>> {
+        // Unconstrained, or a task that has used up its budget would put the hand-over off to a later poll.
+        match self {
+            Self::Own(connection) => Box::pin(unconstrained(request(connection, command))),
+            Self::Given(queue) => Box::pin(unconstrained(enqueue(queue, command))),
+        }
     }
+}
+
+async fn request(mut connection: MultiplexedConnection, command: Arc<Cmd>) -> Result<Reply, Fault> {
+    let reply = connection.send_packed_command(&command).await;
+    reply.and_then(Reply::extract_error).map_err(|error| {
+        if error.is_io_error() || error.is_unrecoverable_error() {
+            Fault::Broken(error)
+        } else {
+            Fault::Replied(error)
+        }
+    })
+}
+
+async fn enqueue(
+    queue: mpsc::UnboundedSender<Envelope>,
+    command: Arc<Cmd>,
+) -> Result<Reply, Fault> {
+    let (reply, answer) = oneshot::channel();
+    let sent = queue.send(Envelope { command, reply });
+    let answer = match sent {
+        Ok(()) => answer.await.ok(),
+        Err(_) => None,
+    };
+    let reply = answer.ok_or_else(|| Fault::Broken(runtime_gone()))?;
+    reply.and_then(Reply::extract_error).map_err(Fault::Replied)
 }
 
 fn runtime_gone() -> RedisError {
