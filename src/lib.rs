@@ -6,6 +6,9 @@ mod clock;
 mod error;
 mod farewell;
 mod guard;
+pub mod inspect;
+mod keep_alive;
+mod lease;
 mod master;
 mod masters;
 mod quorum;
@@ -21,9 +24,10 @@ pub use redis;
 
 pub use crate::builder::RedlockBuilder;
 pub use crate::error::{
-    Address, Attempts, Ballot, Ballots, BuildError, ExtendError, LockError, MasterError,
-    ReleaseError, TtlError, Vote,
+    Address, AdoptError, Attempts, Ballot, Ballots, BuildError, ExtendError, LockError, Loss, Lost,
+    MasterError, ReleaseError, RunError, TtlError, Vote,
 };
-pub use crate::guard::LockGuard;
+pub use crate::guard::{Handover, LockGuard};
+pub use crate::keep_alive::KeepAlive;
 pub use crate::redlock::{LockRequest, Redlock};
 pub use crate::retry::{Delays, RetryPolicy};

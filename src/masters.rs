@@ -9,6 +9,7 @@ use futures::future::{BoxFuture, join_all};
 use tokio::time::timeout;
 
 use crate::error::{Ballots, Vote};
+use crate::inspect::Sighting;
 use crate::master::{Master, Request};
 use crate::quorum::{Tally, Verdict};
 use crate::trail::{Step, Trail};
@@ -41,6 +42,12 @@ impl Masters {
     pub(crate) fn undo(&self, request: &Request, held: &[bool], patience: Duration) -> Round {
         let step = |master: usize| held[master].then_some(Step::Free);
         self.round(request, step, patience)
+    }
+
+    /// Asks every master what there is, and waits for all of them; for none longer than `patience`.
+    pub(crate) async fn look(&self, request: &Request, patience: Duration) -> Vec<Sighting> {
+        let masters = self.0.iter().cloned();
+        join_all(masters.map(|master| master.look(request.clone(), patience))).await
     }
 
     fn round(

@@ -12,6 +12,7 @@ pub(crate) struct Trail(Mutex<Steps>);
 #[derive(Debug)]
 struct Steps {
     shut: bool,
+    adopted: bool,
     taken: Box<[bool]>,
 }
 
@@ -19,18 +20,34 @@ impl Trail {
     pub(crate) fn new(masters: usize) -> Arc<Self> {
         Arc::new(Self(Mutex::new(Steps {
             shut: false,
+            adopted: true,
             taken: vec![false; masters].into_boxed_slice(),
         })))
     }
 
-    /// Lets nothing more be handed over, and tells which masters may hold the key; `None` if it was shut before.
+    /// Lets nothing more be handed over, and tells which masters may hold a key to delete; `None` if it was shut
+    /// before, or the keys are not ours to delete.
     pub(crate) fn shut(&self) -> Option<Box<[bool]>> {
         let mut steps = self.lock();
         if steps.shut {
             return None;
         }
         steps.shut = true;
-        Some(std::mem::take(&mut steps.taken))
+        steps.adopted.then(|| std::mem::take(&mut steps.taken))
+    }
+
+    /// The keys are somebody else's until [`adopted`](Self::adopted): they are not to be deleted.
+    pub(crate) fn of_another(masters: usize) -> Arc<Self> {
+        let trail = Self::new(masters);
+        trail.lock().adopted = false;
+        trail
+    }
+
+    /// The keys are ours now, and there may be one on every master.
+    pub(crate) fn adopted(&self) {
+        let mut steps = self.lock();
+        steps.adopted = true;
+        steps.taken.fill(true);
     }
 
     fn lock(&self) -> MutexGuard<'_, Steps> {
@@ -97,6 +114,16 @@ mod tests {
         }
         steps[0].undone();
         assert_eq!(trail.shut().as_deref(), Some(&[false, true][..]));
+    }
+
+    #[test]
+    fn what_is_of_another_is_not_deleted_until_adopted() {
+        let foundling = Trail::of_another(2);
+        Step::On(Arc::clone(&foundling), 0).take(|| ());
+        assert_eq!(foundling.shut(), None);
+        let adopted = Trail::of_another(2);
+        adopted.adopted();
+        assert_eq!(adopted.shut().as_deref(), Some(&[true, true][..]));
     }
 
     #[test]

@@ -12,15 +12,17 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use redis::{ErrorKind, ServerErrorKind};
+use redis::{ErrorKind, ServerErrorKind, Value as Reply};
 use tokio::time::{sleep, timeout};
 
 use self::link::Link;
 pub(crate) use self::request::Request;
+use self::request::read_state;
 pub(crate) use self::source::{Source, address};
 use self::wire::Fault;
 pub(crate) use self::wire::Given;
 use crate::error::{Address, MasterError, Vote};
+use crate::inspect::{Sighting, State};
 use crate::trail::Step;
 
 /// The first and the longest time to wait for an answer that must come in the end.
@@ -61,10 +63,11 @@ impl Master {
     /// `patience` is how long to wait for a connection. The request is handed over by the poll that finds one,
     /// the first if it is open already.
     pub(crate) async fn ask(self, request: Request, step: Step, patience: Duration) -> Vote {
-        let vote = self
-            .try_ask(&request, &step, patience)
-            .await
-            .unwrap_or_else(Vote::Failed);
+        let vote = match self.send(&request, &step, patience).await {
+            Ok(Some(reply)) => request.read(&reply),
+            Ok(None) => Vote::Unheard,
+            Err(error) => Vote::Failed(error),
+        };
         match &vote {
             Vote::Failed(error) => self.link.report(Some(error)),
             Vote::Unheard => {}
@@ -74,12 +77,27 @@ impl Master {
         vote
     }
 
-    async fn try_ask(
+    /// What there is on this master; waits for it as long as for a connection.
+    pub(crate) async fn look(self, request: Request, patience: Duration) -> Sighting {
+        let reply = match timeout(patience, self.send(&request, &Step::Free, patience)).await {
+            Ok(reply) => reply,
+            Err(_) => Err(self.report_timeout(patience)),
+        };
+        let state = match reply {
+            Ok(reply) => read_state(&reply.unwrap_or(Reply::Nil)),
+            Err(error) => State::Unreachable(error),
+        };
+        let master = self.address().clone();
+        Sighting { master, state }
+    }
+
+    /// Sends a request and waits for the reply; `None` if `step` did not allow it any more.
+    async fn send(
         &self,
         request: &Request,
         step: &Step,
         patience: Duration,
-    ) -> Result<Vote, MasterError> {
+    ) -> Result<Option<Reply>, MasterError> {
         let link = &self.link;
         let mut command = request.command();
         let mut reconnect = true;
@@ -90,7 +108,7 @@ impl Master {
             let first_poll =
                 poll_fn(|cx| Poll::Ready(step.take(|| exchange.as_mut().poll(cx)))).await;
             let reply = match first_poll {
-                None => return Ok(Vote::Unheard),
+                None => return Ok(None),
                 // The connection had ended before; nothing was sent, or to no effect. Typically it was idle.
                 Some(Poll::Ready(Err(Fault::Broken(_)))) if reconnect => {
                     reconnect = false;
@@ -102,7 +120,7 @@ impl Master {
             match reply {
                 Ok(reply) => {
                     link.report(None);
-                    return Ok(request.read(&reply));
+                    return Ok(Some(reply));
                 }
                 Err(Fault::Replied(error))
                     if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)

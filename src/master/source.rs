@@ -8,7 +8,7 @@ use redis::io::tcp::socket2::TcpKeepalive;
 use redis::{AsyncConnectionConfig, Client, ConnectionAddr, FromRedisValue, RedisResult};
 use tokio::sync::Semaphore;
 
-use super::request::SCRIPTS;
+use super::request::scripts;
 use super::wire::{Given, Wire};
 use crate::error::Address;
 
@@ -145,7 +145,7 @@ async fn close(mut connection: MultiplexedConnection, predecessor: Option<Identi
 /// Without the scripts at hand, the first release would cost a second round trip, and come after whatever is sent
 /// in between. A master that does not allow it gets them with the first request that needs one.
 async fn load_scripts(mut connection: MultiplexedConnection) {
-    for script in SCRIPTS {
+    for script in scripts() {
         let mut load = redis::cmd("SCRIPT");
         if let Err(error) = load
             .arg("LOAD")
