@@ -68,7 +68,7 @@ pub(crate) struct Task {
     pub(crate) masters: Masters,
     pub(crate) request: Request,
     /// The masters that may hold the key.
-    pub(crate) held: Box<[bool]>,
+    pub(crate) held: Vec<bool>,
     /// When the key is gone by itself.
     pub(crate) gone: Moment,
     pub(crate) clock: Clock,
@@ -118,13 +118,14 @@ impl Drop for Release {
         if undo.round.without(Vote::is_settled).is_empty() {
             return;
         }
-        let runtime = Handle::try_current();
-        // A current-thread runtime that we are not within may never run again.
-        let runs =
-            runtime.is_ok() || undo.task.runtime.runtime_flavor() != RuntimeFlavor::CurrentThread;
-        let runtime = runtime.unwrap_or_else(|_| undo.task.runtime.clone());
+        let own = &undo.task.runtime;
+        let runtime = match own.runtime_flavor() {
+            // One that we are not within may never run again.
+            RuntimeFlavor::CurrentThread => Handle::try_current().ok(),
+            _ => Some(own.clone()),
+        };
         let unattended = Unattended(Some(undo));
-        if runs {
+        if let Some(runtime) = runtime {
             runtime.spawn(unattended.run());
         }
     }

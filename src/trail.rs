@@ -13,7 +13,8 @@ pub(crate) struct Trail(Mutex<Steps>);
 struct Steps {
     shut: bool,
     adopted: bool,
-    taken: Box<[bool]>,
+    /// How many requests each master was handed that may have left a key.
+    taken: Box<[u32]>,
 }
 
 impl Trail {
@@ -21,19 +22,20 @@ impl Trail {
         Arc::new(Self(Mutex::new(Steps {
             shut: false,
             adopted: true,
-            taken: vec![false; masters].into_boxed_slice(),
+            taken: vec![0; masters].into_boxed_slice(),
         })))
     }
 
     /// Lets nothing more be handed over, and tells which masters may hold a key to delete; `None` if it was shut
     /// before, or the keys are not ours to delete.
-    pub(crate) fn shut(&self) -> Option<Box<[bool]>> {
+    pub(crate) fn shut(&self) -> Option<Vec<bool>> {
         let mut steps = self.lock();
         if steps.shut {
             return None;
         }
         steps.shut = true;
-        steps.adopted.then(|| std::mem::take(&mut steps.taken))
+        let adopted = steps.adopted;
+        adopted.then(|| steps.taken.iter().map(|&times| times > 0).collect())
     }
 
     /// The keys are somebody else's until [`adopted`](Self::adopted): they are not to be deleted.
@@ -47,7 +49,7 @@ impl Trail {
     pub(crate) fn adopted(&self) {
         let mut steps = self.lock();
         steps.adopted = true;
-        steps.taken.fill(true);
+        steps.taken.fill(1);
     }
 
     fn lock(&self) -> MutexGuard<'_, Steps> {
@@ -74,18 +76,17 @@ impl Step {
                 if steps.shut {
                     return None;
                 }
-                steps.taken[*master] = true;
+                steps.taken[*master] += 1;
                 Some(hand_over())
             }
         }
     }
 
-    /// The master answered that it holds no key of ours.
+    /// The master answered that the request has left nothing. Another one may have.
     pub(crate) fn undone(&self) {
-        if let Self::On(trail, master) = self
-            && let Some(taken) = trail.lock().taken.get_mut(*master)
-        {
-            *taken = false;
+        if let Self::On(trail, master) = self {
+            let taken = &mut trail.lock().taken[*master];
+            *taken = taken.saturating_sub(1);
         }
     }
 }
@@ -114,6 +115,16 @@ mod tests {
         }
         steps[0].undone();
         assert_eq!(trail.shut().as_deref(), Some(&[false, true][..]));
+    }
+
+    #[test]
+    fn one_refusal_does_not_speak_for_two_requests() {
+        let trail = Trail::new(1);
+        let step = Step::On(Arc::clone(&trail), 0);
+        step.take(|| ());
+        step.take(|| ());
+        step.undone();
+        assert_eq!(trail.shut().as_deref(), Some(&[true][..]));
     }
 
     #[test]
