@@ -1,4 +1,61 @@
-//! The Redis distributed lock (Redlock) for async Rust.
+//! The Redis distributed lock (Redlock) for async Rust: a lock on a resource, held by a quorum of independent Redis
+//! or Valkey masters for a limited time.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use tokio_redlock::Redlock;
+//!
+//! # async fn charge() {}
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let dlm = Redlock::new(["redis://10.0.0.1", "redis://10.0.0.2", "redis://10.0.0.3"])?;
+//! let guard = dlm.lock("invoice:42", Duration::from_secs(30)).await?;
+//! charge().await;
+//! guard.release().await?; // or drop it: released in the background
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Where to begin
+//!
+//! - [`Redlock`] is the client: [`lock`](Redlock::lock) waits as a [`RetryPolicy`] says, [`try_lock`](Redlock::try_lock)
+//!   asks once, and [`shutdown`](Redlock::shutdown) waits for the releases under way. [`RedlockBuilder`] has the options.
+//! - [`LockGuard`] is the lock: its [`validity`](LockGuard::validity), [`extend`](LockGuard::extend),
+//!   [`release`](LockGuard::release), and [`leak`](LockGuard::leak). Dropped, it is released.
+//! - [`LockError`], [`ExtendError`] and [`ReleaseError`] tell what happened, with the [`Ballots`] of all masters.
+//!
+//! # What it guarantees
+//!
+//! - Two holders of a resource are never valid at the same time, as long as masters keep what they confirmed until its
+//!   ttl is over, and clocks run apart by no more than the [drift](RedlockBuilder::drift_factor).
+//! - The validity counts from before the first byte is sent: ttl, less elapsed time, less drift. The clock counts the
+//!   time that the machine was suspended, on Linux and Android.
+//! - All masters are asked at once. An operation ends when its outcome is certain; a dead or hung master is waited for
+//!   only when the quorum depends on it, and no longer than the [request timeout](RedlockBuilder::request_timeout).
+//! - What a failed attempt or a dropped future had asked for is undone. A key can stay behind only on a master that
+//!   cannot be reached, or is not allowed to delete it, and there no longer than the ttl.
+//! - The key is set by `SET key value NX PX ttl` and deleted only if it has our value. Other Redlock clients on the
+//!   same masters and keys are excluded by it, and exclude it.
+//!
+//! # Limits, and when not to use it
+//!
+//! Redlock is a lease: it ends with the ttl, whatever its holder is doing. Two processes can act at once when a holder
+//! is paused beyond the validity and acts before it looks, when a write is still under way at its end, when a master's
+//! clock jumps forward, or when a master restarts without the keys it had confirmed. Where that must not do harm, let
+//! the protected resource refuse the late as well, by a version column or a growing number from its own database.
+//!
+//! Masters are independent of each other: no replicas, no Sentinel, no Cluster. Each writes a key to disk before it
+//! confirms it (`appendfsync always`), or stays away for the longest ttl before it comes back, and none evicts keys
+//! (`noeviction`). The README has the rest, with the rights that a user needs on a master.
+//!
+//! There is nothing yet that keeps a lock alive in the background, tells the moment it is lost, wakes up those who
+//! wait, gives fencing tokens, or keeps a master out that restarted empty.
+//!
+//! # Cargo features
+//!
+//! - `tls-rustls`: `rediss://` masters over rustls. Brings a crypto provider.
+//! - `tls-native-tls`: `rediss://` masters over the TLS library of the operating system.
+//!
+//! Neither is on by default.
 
 mod builder;
 mod claim;
@@ -31,3 +88,8 @@ pub use crate::guard::{Handover, LockGuard};
 pub use crate::keep_alive::KeepAlive;
 pub use crate::redlock::{LockRequest, Redlock};
 pub use crate::retry::{Delays, RetryPolicy};
+
+/// Compiles the examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;
