@@ -81,6 +81,15 @@ impl RedlockBuilder {
         self
     }
 
+    /// Adds masters by their URLs.
+    pub fn masters<I>(self, urls: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        urls.into_iter().fold(self, Self::master)
+    }
+
     /// Adds a master by a client, for whatever a URL cannot say, such as certificates.
     ///
     /// # Examples
@@ -219,12 +228,24 @@ fn resolve(candidates: Vec<Candidate>) -> Result<Vec<Master>, BuildError> {
                 (address, Source::Given(connection))
             }
         };
-        if masters.iter().any(|master| *master.address() == address) {
+        if masters
+            .iter()
+            .any(|master| is_same(master.address(), &address))
+        {
             return Err(BuildError::DuplicateMaster { master: address });
         }
         masters.push(Master::new(address, source));
     }
     Ok(masters)
+}
+
+/// Whether two addresses are one, as far as can be told without asking the network.
+fn is_same(one: &Address, other: &Address) -> bool {
+    let plain = |address: &Address| match address.as_str().rsplit_once(':') {
+        Some(("localhost" | "[::1]", port)) => format!("127.0.0.1:{port}"),
+        _ => address.to_string(),
+    };
+    plain(one) == plain(other)
 }
 
 fn by_client(client: &Client, given: &str) -> Result<(Address, Source), BuildError> {

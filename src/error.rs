@@ -291,7 +291,7 @@ pub enum ReleaseError {
 }
 
 /// What every master said to one request, in the order of the masters.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Ballots(Vec<Ballot>);
 
 /// What one master said.
@@ -359,6 +359,14 @@ impl MasterError {
         match (error.code(), error.kind()) {
             (Some("WRONGTYPE"), _) => Self::WrongType(error),
             (_, ErrorKind::Server(ServerErrorKind::NoPerm)) => Self::Forbidden(error),
+            // What Redis 7.0 says when the script runs, and a command or key in it is forbidden.
+            (Some("ERR"), _)
+                if error
+                    .detail()
+                    .is_some_and(|detail| detail.contains("executing the script can't")) =>
+            {
+                Self::Forbidden(error)
+            }
             (Some("NOAUTH" | "WRONGPASS"), _) | (_, ErrorKind::AuthenticationFailed) => {
                 Self::Auth(error)
             }
@@ -367,6 +375,26 @@ impl MasterError {
                 Self::Protocol(error.to_string())
             }
             _ => Self::Server(error),
+        }
+    }
+
+    /// Whether the master replied this before it did anything: the request has surely left nothing.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            Self::Auth(_) | Self::Forbidden(_) | Self::WrongType(_) => true,
+            Self::Server(error) => matches!(
+                error.code(),
+                Some(
+                    "LOADING"
+                        | "READONLY"
+                        | "OOM"
+                        | "MISCONF"
+                        | "NOREPLICAS"
+                        | "MASTERDOWN"
+                        | "BUSY"
+                )
+            ),
+            _ => false,
         }
     }
 
@@ -453,6 +481,12 @@ impl<'a> IntoIterator for &'a Ballots {
     }
 }
 
+impl fmt::Debug for Ballots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{self}]")
+    }
+}
+
 impl fmt::Display for Ballots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (place, Ballot { master, vote }) in self.iter().enumerate() {
@@ -480,7 +514,7 @@ impl fmt::Display for Vote {
             Self::Granted => f.write_str("granted"),
             Self::Refused => f.write_str("refused, not ours"),
             Self::Recreated => f.write_str("was missing, set again"),
-            Self::Unheard => f.write_str("not waited for"),
+            Self::Unheard => f.write_str("not needed to decide"),
             Self::Failed(error) => error.fmt(f),
         }
     }

@@ -73,10 +73,7 @@ impl Redlock {
         I: IntoIterator,
         I::Item: AsRef<str>,
     {
-        let builder = Self::builder();
-        urls.into_iter()
-            .fold(builder, |builder, url| builder.master(url))
-            .build()
+        Self::builder().masters(urls).build()
     }
 
     /// A client with options, or with masters that are not URLs.
@@ -121,6 +118,9 @@ impl Redlock {
 
     /// Locks a resource for `ttl` if that can be done at once: [`lock`](Self::lock) with
     /// [`RetryPolicy::once`].
+    ///
+    /// When several clients ask at the very same moment, each may win a minority of the masters, and none the
+    /// lock. Where one of them must win, let them try for a second or two.
     ///
     /// # Examples
     ///
@@ -382,8 +382,8 @@ impl LockRequest {
             let value = Value::random(&mut rand::rng());
             let claim = Claim::new(&shared, &key, value, runtime.clone());
             let attempt = claim.acquire(lasting, max_lifetime).await;
-            span.record("attempts", attempts);
             let Err((failure, ballots)) = attempt else {
+                span.record("attempts", attempts);
                 return Ok(match keep_alive {
                     Some(_) => LockGuard::kept_alive(claim, ttl),
                     None => LockGuard::new(claim),
@@ -393,6 +393,7 @@ impl LockRequest {
             let waited = start.elapsed();
             let delays = delays.get_or_insert_with(|| retry.delays(rand::random()));
             let Some(delay) = delays.next_after(waited) else {
+                span.record("attempts", attempts);
                 let attempts = Attempts {
                     resource: resource.into(),
                     attempts,

@@ -40,7 +40,9 @@ pub(crate) struct Link {
     /// When somebody last wanted this master, likewise.
     wanted: AtomicU64,
     probing: AtomicBool,
+    /// Whether the log knows that it does not answer, and that it refuses what it is asked.
     failing: AtomicBool,
+    refusing: AtomicBool,
 }
 
 /// An open connection, and which one in the row of them.
@@ -73,6 +75,7 @@ impl Link {
             wanted: AtomicU64::new(0),
             probing: AtomicBool::new(false),
             failing: AtomicBool::new(false),
+            refusing: AtomicBool::new(false),
         }
     }
 }
@@ -135,28 +138,32 @@ impl Link {
         let reply = wire.send(command).await;
         match &reply {
             Err(Fault::Broken(error)) => self.broken(serial, error),
-            _ => self.asked.store(0, Ordering::Relaxed),
+            _ => self.heard(),
         }
         reply
     }
 
-    /// Tells the log when this master begins to fail and when it is well again, each once.
-    pub(crate) fn report(&self, error: Option<&MasterError>) {
-        match error {
-            None => {
-                if self.failing.load(Ordering::Relaxed)
-                    && self.failing.swap(false, Ordering::Relaxed)
-                {
-                    tracing::info!(master = %self.address, "master answers again");
-                }
-            }
+    /// Tells the log that this master begins to fail, once; or that it refuses what it is asked, once a connection.
+    pub(crate) fn report(&self, error: &MasterError) {
+        let first = match error {
             // This says something about the key, not about the master.
-            Some(MasterError::WrongType(_)) => {}
-            Some(error) => {
-                if !self.failing.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(master = %self.address, %error, "master fails");
-                }
-            }
+            MasterError::WrongType(_) => false,
+            MasterError::Auth(_)
+            | MasterError::Forbidden(_)
+            | MasterError::Server(_)
+            | MasterError::Protocol(_) => !self.refusing.swap(true, Ordering::Relaxed),
+            _ => !self.failing.swap(true, Ordering::Relaxed),
+        };
+        if first {
+            tracing::warn!(master = %self.address, %error, "master fails");
+        }
+    }
+
+    /// It has replied.
+    fn heard(&self) {
+        self.asked.store(0, Ordering::Relaxed);
+        if self.failing.load(Ordering::Relaxed) && self.failing.swap(false, Ordering::Relaxed) {
+            tracing::info!(master = %self.address, "master answers again");
         }
     }
 
@@ -235,9 +242,9 @@ impl Link {
             *lock(&self.predecessor) = identity;
         }
         let serial = self.attempted.load(Ordering::Relaxed);
-        self.asked.store(0, Ordering::Relaxed);
+        self.refusing.store(false, Ordering::Relaxed);
+        self.heard();
         self.state.send_replace(State::Up(Live { wire, serial }));
-        self.report(None);
         Ok(())
     }
 
@@ -276,7 +283,7 @@ impl Mender {
         let link = &self.0;
         let mut pause = MIN_PAUSE;
         while let Err(error) = link.open().await {
-            link.report(Some(&error));
+            link.report(&error);
             link.state.send_modify(|state| {
                 // That it hangs says more than that another connection to it hangs as well.
                 if !matches!(
@@ -330,16 +337,15 @@ impl Prober {
         if !hangs {
             return;
         }
-        link.report(Some(&error));
+        link.report(&error);
         let mender = Mender(Arc::clone(link));
         let revived = tokio::select! {
             revived = revives(&live) => revived,
             () = mender.connect_until_it_works(), if link.source.reconnects() => return,
         };
         if revived {
-            link.asked.store(0, Ordering::Relaxed);
+            link.heard();
             link.state.send_replace(State::Up(live));
-            link.report(None);
         } else {
             mender.connect_until_it_works().await;
         }

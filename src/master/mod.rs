@@ -54,7 +54,7 @@ impl Master {
     /// No answer came in time.
     pub(crate) fn report_timeout(&self, timeout: Duration) -> MasterError {
         let error = MasterError::TimedOut(timeout);
-        self.link.report(Some(&error));
+        self.link.report(&error);
         error
     }
 
@@ -69,10 +69,14 @@ impl Master {
             Err(error) => Vote::Failed(error),
         };
         match &vote {
-            Vote::Failed(error) => self.link.report(Some(error)),
-            Vote::Unheard => {}
             Vote::Refused => step.undone(),
-            Vote::Granted | Vote::Recreated => {}
+            Vote::Failed(error) => {
+                if error.is_refusal() {
+                    step.undone();
+                }
+                self.link.report(error);
+            }
+            Vote::Granted | Vote::Recreated | Vote::Unheard => {}
         }
         vote
     }
@@ -119,7 +123,6 @@ impl Master {
             };
             match reply {
                 Ok(reply) => {
-                    link.report(None);
                     return Ok(Some(reply));
                 }
                 Err(Fault::Replied(error))

@@ -61,8 +61,8 @@ impl Source {
     /// Opens a connection.
     ///
     /// Before it can be used, its predecessor is closed at the master's end. Whatever was still under way there
-    /// is refused from then on, so that no request sent on the new connection is overtaken by one of the old
-    /// (PROTOCOL.md, Q1). A master that does not allow it, or does not know the command, is used all the same.
+    /// is refused from then on, so that no request sent on the new connection is overtaken by one of the old.
+    /// A master that does not allow it, or does not know the command, is used all the same.
     pub(crate) async fn connect(
         &self,
         predecessor: Option<Identity>,
