@@ -14,7 +14,10 @@ use super::wire::{Fault, Wire};
 use crate::error::{Address, MasterError};
 
 /// A master that has left everything unanswered for this long is asked for a sign of life.
-const SILENCE: Duration = Duration::from_millis(300);
+const SILENCE: Duration = Duration::from_millis(200);
+
+/// One that does not give it for this long hangs.
+const DOUBT: Duration = Duration::from_millis(100);
 
 /// At least this long between two attempts to connect, so that a port that refuses is not hammered.
 const MIN_PAUSE: Duration = Duration::from_millis(20);
@@ -323,10 +326,10 @@ impl Prober {
     async fn run(self, live: Live) {
         let link = &self.0;
         let ping = link.exchange(live.clone(), ping());
-        if timeout(SILENCE, ping).await.is_ok() {
+        if timeout(DOUBT, ping).await.is_ok() {
             return;
         }
-        let error = MasterError::Hung(SILENCE * 2);
+        let error = MasterError::Hung(SILENCE + DOUBT);
         let hangs = link.state.send_if_modified(|state| {
             let current = matches!(state, State::Up(current) if current.serial == live.serial);
             if current {
