@@ -163,16 +163,19 @@ impl Claim {
             .standing()
             .map_err(|loss| lost(loss, Ballots::default()))?;
         let request = Request::extend(&self.key, &self.value, ttl);
-        let (verdict, round) = self.ask(&request, ttl, left).await;
+        let (verdict, mut round) = self.ask(&request, ttl, left).await;
         if verdict == Verdict::Carried {
             self.leave(round);
             // Only if the old validity has not ended in the meantime, whatever the masters say.
             let extended = self.lease().extend(self.now(), ttl.valid_until(start));
             return extended.map_err(|loss| lost(loss, Ballots::default()));
         }
-        let ballots = round.ballots();
+        let not_ours = |vote: &Vote| matches!(vote, Vote::Refused | Vote::Recreated);
+        let ballots = round
+            .explained(not_ours, left.min(self.shared.request_timeout))
+            .await;
         self.leave(round);
-        if ballots.is_quorum(|vote| matches!(vote, Vote::Refused | Vote::Recreated)) {
+        if ballots.is_quorum(not_ours) {
             self.lease().lose(self.now(), Loss::Taken);
             self.lost_early.notify_waiters();
         }
