@@ -81,6 +81,15 @@ impl RedlockBuilder {
         self
     }
 
+    /// Adds masters by their URLs.
+    pub fn masters<I>(self, urls: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        urls.into_iter().fold(self, Self::master)
+    }
+
     /// Adds a master by a client, for whatever a URL cannot say, such as certificates.
     ///
     /// # Examples
@@ -188,7 +197,7 @@ impl RedlockBuilder {
                 timeout: request_timeout,
             });
         }
-        let masters = Masters::new(resolve(masters)?);
+        let masters = Masters::new(resolve(masters, request_timeout)?);
         warn_of_number(masters.count());
         Ok(Redlock::from_shared(Shared {
             releases: Releases::new(&masters),
@@ -202,7 +211,10 @@ impl RedlockBuilder {
     }
 }
 
-fn resolve(candidates: Vec<Candidate>) -> Result<Vec<Master>, BuildError> {
+fn resolve(
+    candidates: Vec<Candidate>,
+    request_timeout: Duration,
+) -> Result<Vec<Master>, BuildError> {
     if candidates.is_empty() {
         return Err(BuildError::NoMaster);
     }
@@ -219,12 +231,24 @@ fn resolve(candidates: Vec<Candidate>) -> Result<Vec<Master>, BuildError> {
                 (address, Source::Given(connection))
             }
         };
-        if masters.iter().any(|master| *master.address() == address) {
+        if masters
+            .iter()
+            .any(|master| is_same(master.address(), &address))
+        {
             return Err(BuildError::DuplicateMaster { master: address });
         }
-        masters.push(Master::new(address, source));
+        masters.push(Master::new(address, source, request_timeout));
     }
     Ok(masters)
+}
+
+/// Whether two addresses are one, as far as can be told without asking the network.
+fn is_same(one: &Address, other: &Address) -> bool {
+    let plain = |address: &Address| match address.as_str().rsplit_once(':') {
+        Some(("localhost" | "[::1]", port)) => format!("127.0.0.1:{port}"),
+        _ => address.to_string(),
+    };
+    plain(one) == plain(other)
 }
 
 fn by_client(client: &Client, given: &str) -> Result<(Address, Source), BuildError> {
@@ -250,9 +274,14 @@ fn redact(url: &str) -> String {
         Some((scheme, rest)) => (format!("{scheme}://"), rest),
         None => (String::new(), url),
     };
-    // A password may itself hold any character, so all up to the last @ may be part of it.
-    let rest = rest.rsplit_once('@').map_or(rest, |(_, address)| address);
-    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    // A password may itself hold any character: what stands before the last @ may be part of it, and where that
+    // comes after the beginning of a query, so may what stands after it.
+    let query = rest.find(['?', '#']).unwrap_or(rest.len());
+    let rest = match rest.rfind('@') {
+        Some(at) if at > query => "...",
+        Some(at) => &rest[at + 1..query],
+        None => &rest[..query],
+    };
     format!("{scheme}{rest}")
 }
 
@@ -310,6 +339,11 @@ mod tests {
                 "unix:///run/redis.sock",
             ),
             ("http//user:secret@host", "host"),
+            ("redis://user:sec?ret@host", "redis://..."),
+            (
+                "redis+sock:///run/redis.sock?pass=sec@ret",
+                "redis+sock://...",
+            ),
             ("", ""),
             ("://", "://"),
         ] {

@@ -1,14 +1,18 @@
-//! A claim to a resource: one random value, the keys that it may have left on masters, and the moment until which
-//! it is good. Armed before the first request leaves; dropped, it is released. There is no other way to let go.
+//! A claim to a resource: one random value, the keys that it may have left on masters, and the lease that they
+//! make. Armed before the first request leaves; dropped, it is released. There is no other way to let go.
 
-use std::sync::Arc;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use crate::clock::Moment;
-use crate::error::{Ballots, ExtendError, Vote, name};
+use crate::error::{Ballots, ExtendError, Loss, Vote, name};
+use crate::lease::Lease;
 use crate::master::Request;
 use crate::masters::Round;
 use crate::quorum::Verdict;
@@ -18,13 +22,18 @@ use crate::trail::Trail;
 use crate::validity::Ttl;
 use crate::value::Value;
 
+/// Timers stop while the machine is suspended, the clock does not: whoever waits for a deadline looks at least
+/// this often.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
 pub(crate) struct Claim {
     shared: Arc<Shared>,
     key: Arc<[u8]>,
     value: Value,
     trail: Arc<Trail>,
-    /// A [`Moment`], in nanoseconds; 0 as long as nothing is granted.
-    valid_until: AtomicU64,
+    lease: Mutex<Lease>,
+    /// Wakes those who wait for the loss when it comes before the deadline.
+    lost_early: Notify,
     /// The longest ttl that was asked for, in milliseconds.
     longest_ttl: AtomicU64,
     runtime: Handle,
@@ -39,16 +48,42 @@ pub(crate) enum Failure {
 }
 
 impl Claim {
-    pub(crate) fn new(shared: &Arc<Shared>, key: &Arc<[u8]>, runtime: Handle) -> Self {
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        key: &Arc<[u8]>,
+        value: Value,
+        runtime: Handle,
+    ) -> Self {
         Self {
             shared: Arc::clone(shared),
             key: Arc::clone(key),
-            value: Value::random(&mut rand::rng()),
+            value,
             trail: Trail::new(shared.masters.count()),
-            valid_until: AtomicU64::new(0),
+            lease: Mutex::new(Lease::new()),
+            lost_early: Notify::new(),
             longest_ttl: AtomicU64::new(0),
             runtime,
         }
+    }
+
+    /// A claim that another process made, good until then. Dropped before it is [`adopted`](Self::adopted), it
+    /// stays as it was.
+    pub(crate) fn of_another(
+        shared: &Arc<Shared>,
+        key: &Arc<[u8]>,
+        value: Value,
+        runtime: Handle,
+        valid_until: Moment,
+    ) -> Self {
+        let mut claim = Self::new(shared, key, value, runtime);
+        claim.trail = Trail::of_another(shared.masters.count());
+        claim.lease().grant(valid_until);
+        claim
+    }
+
+    /// The claim is ours from now on.
+    pub(crate) fn adopted(&self) {
+        self.trail.adopted();
     }
 
     pub(crate) fn resource(&self) -> &[u8] {
@@ -59,22 +94,45 @@ impl Claim {
         self.value.as_str()
     }
 
-    /// How long the claim is good from now on.
-    pub(crate) fn validity(&self) -> Duration {
-        let valid_until = Moment::from_nanos(self.valid_until.load(Ordering::Acquire));
-        self.shared.clock.now().until(valid_until)
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// How long the claim is good from now on, or how it was lost.
+    pub(crate) fn standing(&self) -> Result<Duration, Loss> {
+        self.lease().standing(self.now())
+    }
+
+    /// Waits until the claim is lost; at once if it is.
+    pub(crate) async fn lost(&self) -> Loss {
+        loop {
+            let mut early = pin!(self.lost_early.notified());
+            early.as_mut().enable();
+            match self.standing() {
+                Err(loss) => return loss,
+                // Woken or not, the clock is asked again.
+                Ok(left) => drop(timeout(left.min(LONGEST_SLEEP), early).await),
+            }
+        }
     }
 
     /// One attempt: asks all masters to set the key.
-    pub(crate) async fn acquire(&self, ttl: Ttl) -> Result<(), (Failure, Ballots)> {
-        let clock = self.shared.clock;
-        let start = clock.now();
+    pub(crate) async fn acquire(
+        &self,
+        ttl: Ttl,
+        max_lifetime: Option<Duration>,
+    ) -> Result<(), (Failure, Ballots)> {
+        let start = self.now();
         let valid_until = ttl.valid_until(start);
-        let request = Request::acquire(&self.key, self.value, ttl);
+        let request = Request::acquire(&self.key, &self.value, ttl);
         let (verdict, round) = self.ask(&request, ttl, start.until(valid_until)).await;
-        if verdict == Verdict::Carried && clock.now() < valid_until {
-            self.valid_until
-                .store(valid_until.as_nanos(), Ordering::Release);
+        if verdict == Verdict::Carried && self.now() < valid_until {
+            let mut lease = self.lease();
+            lease.grant(valid_until);
+            if let Some(lifetime) = max_lifetime {
+                lease.end_at(start.after(lifetime));
+            }
+            drop(lease);
             self.leave(round);
             return Ok(());
         }
@@ -91,33 +149,43 @@ impl Claim {
 
     /// Asks all masters to lengthen the key, or to set it again where it is missing.
     pub(crate) async fn extend(&self, ttl: Duration) -> Result<(), ExtendError> {
-        let Shared { clock, drift, .. } = &*self.shared;
-        let ttl = Ttl::new(ttl, *drift)?;
-        let start = clock.now();
-        let left = self.validity();
-        if left.is_zero() {
-            return Err(self.expired());
-        }
-        let request = Request::extend(&self.key, self.value, ttl);
-        let (verdict, round) = self.ask(&request, ttl, left).await;
-        // What is left of the old validity decides, whatever the masters say.
-        if self.validity().is_zero() {
-            return Err(self.expired());
-        }
+        let ttl = Ttl::new(ttl, self.shared.drift)?;
+        let start = self.now();
+        let lost = |loss, ballots| {
+            let resource = name(self.resource());
+            ExtendError::Lost {
+                resource,
+                loss,
+                ballots,
+            }
+        };
+        let left = self
+            .standing()
+            .map_err(|loss| lost(loss, Ballots::default()))?;
+        let request = Request::extend(&self.key, &self.value, ttl);
+        let (verdict, mut round) = self.ask(&request, ttl, left).await;
         if verdict == Verdict::Carried {
-            self.valid_until
-                .fetch_max(ttl.valid_until(start).as_nanos(), Ordering::AcqRel);
             self.leave(round);
-            return Ok(());
+            // Only if the old validity has not ended in the meantime, whatever the masters say.
+            let extended = self.lease().extend(self.now(), ttl.valid_until(start));
+            return extended.map_err(|loss| lost(loss, Ballots::default()));
         }
-        let ballots = round.ballots();
+        let not_ours = |vote: &Vote| matches!(vote, Vote::Refused | Vote::Recreated);
+        let ballots = round
+            .explained(not_ours, left.min(self.shared.request_timeout))
+            .await;
         self.leave(round);
-        let resource = name(self.resource());
-        if ballots.is_quorum(|vote| matches!(vote, Vote::Refused | Vote::Recreated)) {
-            Err(ExtendError::Lost { resource, ballots })
-        } else {
-            Err(ExtendError::Unconfirmed { resource, ballots })
+        if ballots.is_quorum(not_ours) {
+            self.lease().lose(self.now(), Loss::Taken);
+            self.lost_early.notify_waiters();
         }
+        Err(match self.standing() {
+            Err(loss) => lost(loss, ballots),
+            Ok(_) => ExtendError::Unconfirmed {
+                resource: name(self.resource()),
+                ballots,
+            },
+        })
     }
 
     /// Lets go of the claim: hands a compare-and-delete to every master that may hold the key. `None` if that
@@ -138,7 +206,7 @@ impl Claim {
         let ttl = Duration::from_millis(self.longest_ttl.load(Ordering::Relaxed));
         let task = Task {
             masters: masters.clone(),
-            request: Request::release(&self.key, self.value),
+            request: Request::release(&self.key, &self.value),
             held,
             gone: clock.now().after(ttl).after(drift.over(ttl)),
             clock: *clock,
@@ -177,9 +245,12 @@ impl Claim {
         }
     }
 
-    fn expired(&self) -> ExtendError {
-        let resource = name(self.resource());
-        ExtendError::Expired { resource }
+    fn now(&self) -> Moment {
+        self.shared.clock.now()
+    }
+
+    fn lease(&self) -> MutexGuard<'_, Lease> {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

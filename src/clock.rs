@@ -15,10 +15,6 @@ impl Moment {
         Self(nanos)
     }
 
-    pub(crate) const fn as_nanos(self) -> u64 {
-        self.0
-    }
-
     /// The moment `span` later; the far end of the scale, 584 years away, where that would pass it.
     pub(crate) fn after(self, span: Duration) -> Self {
         let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);

@@ -175,6 +175,51 @@ impl std::error::Error for Attempts {
     }
 }
 
+/// A lock that can no longer be trusted, while something still depended on it.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("lock on {resource:?} is lost: {loss}")]
+#[non_exhaustive]
+pub struct Lost {
+    /// The resource, without the key prefix; bytes that are not UTF-8 are replaced.
+    pub resource: String,
+    /// How it was lost.
+    pub loss: Loss,
+}
+
+/// How a lock came to be lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Loss {
+    /// Its validity ended: it was not extended, or no quorum confirmed that in time.
+    Expired,
+    /// A quorum of masters said that the key is not ours any more: deleted, or taken over.
+    Taken,
+    /// The longest lifetime that was set for keeping it alive is over.
+    LifetimeReached,
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Expired => "its validity is over",
+            Self::Taken => "a quorum of masters does not hold it for us any more",
+            Self::LifetimeReached => "its longest lifetime is over",
+        })
+    }
+}
+
+/// Why work under a lock was not done, or not to the end.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The lock was not granted; the work was not begun.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The lock was lost; the work was dropped where it stood.
+    #[error(transparent)]
+    Lost(#[from] Lost),
+}
+
 /// Why a lock was not extended. Nothing is released, and what validity was left still stands.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
@@ -182,23 +227,15 @@ pub enum ExtendError {
     /// The ttl cannot be used. Nothing was sent.
     #[error(transparent)]
     Ttl(#[from] TtlError),
-    /// The validity was over, before the extension was asked for or before a quorum had confirmed it. The lock
-    /// must not be relied on any more, even if masters still hold the key.
-    #[error(
-        "lock on {resource:?} is lost: its validity was over before a quorum had confirmed the extension"
-    )]
-    Expired {
-        /// The resource, without the key prefix; bytes that are not UTF-8 are replaced.
-        resource: String,
-    },
-    /// A quorum says that the key is not ours any more: somebody deleted it, or took it over.
-    #[error(
-        "lock on {resource:?} is lost: a quorum of masters does not hold it for us any more ({ballots})"
-    )]
+    /// The lock is lost, before the extension was asked for or before a quorum had confirmed it. It must not be
+    /// relied on any more, even if masters still hold the key.
+    #[error("lock on {resource:?} is lost: {loss}{}", in_parentheses(ballots))]
     Lost {
         /// The resource, without the key prefix; bytes that are not UTF-8 are replaced.
         resource: String,
-        /// What every master said.
+        /// How it was lost.
+        loss: Loss,
+        /// What every master said; empty where that did not matter.
         ballots: Ballots,
     },
     /// Fewer than a quorum confirmed in time. The old validity stands; try again while it lasts.
@@ -211,6 +248,18 @@ pub enum ExtendError {
         /// What every master said.
         ballots: Ballots,
     },
+}
+
+/// Why a lock of another process was not taken over. It is left as it was.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum AdoptError {
+    /// It could not be extended.
+    #[error(transparent)]
+    Extend(#[from] ExtendError),
+    /// The future was polled outside of a Tokio runtime. Nothing was sent.
+    #[error("a lock can only be adopted within a Tokio runtime")]
+    NoRuntime,
 }
 
 /// What a release found. Either way the guard is used up, and masters that did not answer are asked again in the
@@ -242,7 +291,7 @@ pub enum ReleaseError {
 }
 
 /// What every master said to one request, in the order of the masters.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Ballots(Vec<Ballot>);
 
 /// What one master said.
@@ -310,6 +359,14 @@ impl MasterError {
         match (error.code(), error.kind()) {
             (Some("WRONGTYPE"), _) => Self::WrongType(error),
             (_, ErrorKind::Server(ServerErrorKind::NoPerm)) => Self::Forbidden(error),
+            // What Redis 7.0 says when the script runs, and a command or key in it is forbidden.
+            (Some("ERR"), _)
+                if error
+                    .detail()
+                    .is_some_and(|detail| detail.contains("executing the script can't")) =>
+            {
+                Self::Forbidden(error)
+            }
             (Some("NOAUTH" | "WRONGPASS"), _) | (_, ErrorKind::AuthenticationFailed) => {
                 Self::Auth(error)
             }
@@ -318,6 +375,26 @@ impl MasterError {
                 Self::Protocol(error.to_string())
             }
             _ => Self::Server(error),
+        }
+    }
+
+    /// Whether the master replied this before it did anything: the request has surely left nothing.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            Self::Auth(_) | Self::Forbidden(_) | Self::WrongType(_) => true,
+            Self::Server(error) => matches!(
+                error.code(),
+                Some(
+                    "LOADING"
+                        | "READONLY"
+                        | "OOM"
+                        | "MISCONF"
+                        | "NOREPLICAS"
+                        | "MASTERDOWN"
+                        | "BUSY"
+                )
+            ),
+            _ => false,
         }
     }
 
@@ -404,6 +481,12 @@ impl<'a> IntoIterator for &'a Ballots {
     }
 }
 
+impl fmt::Debug for Ballots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{self}]")
+    }
+}
+
 impl fmt::Display for Ballots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (place, Ballot { master, vote }) in self.iter().enumerate() {
@@ -431,9 +514,17 @@ impl fmt::Display for Vote {
             Self::Granted => f.write_str("granted"),
             Self::Refused => f.write_str("refused, not ours"),
             Self::Recreated => f.write_str("was missing, set again"),
-            Self::Unheard => f.write_str("not waited for"),
+            Self::Unheard => f.write_str("not needed to decide"),
             Self::Failed(error) => error.fmt(f),
         }
+    }
+}
+
+fn in_parentheses(ballots: &Ballots) -> String {
+    if ballots.0.is_empty() {
+        String::new()
+    } else {
+        format!(" ({ballots})")
     }
 }
 

@@ -1,12 +1,18 @@
 //! The guard: the lock as its holder has it.
 
 use std::fmt;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
+use tokio::task::AbortHandle;
 use tracing::{Instrument, field::Empty};
 
 use crate::claim::Claim;
-use crate::error::{ExtendError, ReleaseError, Vote, name};
+use crate::error::{ExtendError, Loss, Lost, ReleaseError, Vote, name};
+use crate::keep_alive;
 use crate::quorum::Verdict;
 
 /// A lock that is held. Dropped, it is released in the background.
@@ -19,8 +25,13 @@ use crate::quorum::Verdict;
 ///
 /// `drop` sends a compare-and-delete to every master and returns at once; a task sees to the answers. It may be
 /// called anywhere: in an aborted task, on a thread without a runtime, while panicking. If the runtime has
-/// shut down, a thread of its own sends it, and `drop` waits for that, at most 100 ms. To wait for all releases
+/// shut down, a thread of its own sends it, and `drop` waits for that, at most a quarter of a second. To wait for all releases
 /// before a process ends there is [`Redlock::shutdown`](crate::Redlock::shutdown).
+///
+/// # Sharing
+///
+/// Callers that nest share one lock by an [`Arc`] of its guard: it is released when the last of them is done.
+/// All methods that they need take `&self`.
 ///
 /// # Examples
 ///
@@ -38,12 +49,24 @@ use crate::quorum::Verdict;
 #[must_use = "dropped at once, the lock is released at once; bind it to a name"]
 #[clippy::has_significant_drop]
 pub struct LockGuard {
-    claim: Claim,
+    claim: Arc<Claim>,
+    keep_alive: Option<AbortHandle>,
 }
 
 impl LockGuard {
     pub(crate) fn new(claim: Claim) -> Self {
-        Self { claim }
+        Self {
+            claim: Arc::new(claim),
+            keep_alive: None,
+        }
+    }
+
+    /// A guard that extends its lock by itself.
+    pub(crate) fn kept_alive(claim: Claim, ttl: Duration) -> Self {
+        let mut guard = Self::new(claim);
+        let renewals = keep_alive::renew(Arc::clone(&guard.claim), ttl);
+        guard.keep_alive = Some(guard.claim.runtime().spawn(renewals).abort_handle());
+        guard
     }
 
     /// What is locked, without the key prefix.
@@ -61,7 +84,7 @@ impl LockGuard {
     /// That is the ttl, less the time since before the masters were asked, less the drift. The clock it goes by
     /// counts the time that the machine was suspended.
     pub fn validity(&self) -> Duration {
-        self.claim.validity()
+        self.claim.standing().unwrap_or_default()
     }
 
     /// Whether the lock can be trusted at this moment.
@@ -78,7 +101,7 @@ impl LockGuard {
     ///
     /// - [`ExtendError::Ttl`]: the ttl cannot be used; nothing was sent.
     /// - [`ExtendError::Unconfirmed`]: too few masters answered. The old validity stands; try again.
-    /// - [`ExtendError::Expired`], [`ExtendError::Lost`]: the lock is lost.
+    /// - [`ExtendError::Lost`]: the lock is lost, and stays so.
     ///
     /// Nothing is released by an error.
     ///
@@ -115,7 +138,10 @@ impl LockGuard {
             match &result {
                 Ok(()) => "extended",
                 Err(ExtendError::Ttl(_)) => "bad ttl",
-                Err(ExtendError::Expired { .. }) => "expired",
+                Err(ExtendError::Lost {
+                    loss: Loss::Expired,
+                    ..
+                }) => "expired",
                 Err(ExtendError::Lost { .. }) => "lost",
                 Err(ExtendError::Unconfirmed { .. }) => "unconfirmed",
             },
@@ -157,7 +183,7 @@ impl LockGuard {
         span.record("elapsed", tracing::field::debug(started.elapsed()));
         let (outcome, result) = if verdict == Verdict::Carried {
             ("released", Ok(()))
-        } else if ballots.is_quorum(|vote| matches!(vote, Vote::Refused)) {
+        } else if !ballots.is_quorum(|vote| !matches!(vote, Vote::Refused)) {
             ("not held", Err(ReleaseError::NotHeld { resource, ballots }))
         } else {
             (
@@ -169,10 +195,81 @@ impl LockGuard {
         result
     }
 
+    /// Waits until the lock can no longer be trusted; at once if that is so.
+    ///
+    /// That is when its validity ends, whatever the network does: the deadline was fixed before the last
+    /// successful request was sent. It comes earlier when an extension finds that the key is not ours any more
+    /// on a quorum, and at the end of the longest lifetime, if one was set. Once lost, a lock stays lost.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost by dropping the future. Any number of tasks may wait, any number of times.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use tokio_redlock::LockGuard;
+    /// # async fn lead() {}
+    /// # async fn example(guard: LockGuard) {
+    /// tokio::select! {
+    ///     biased;
+    ///     loss = guard.lost() => eprintln!("leads no more: {loss}"),
+    ///     () = lead() => {}
+    /// }
+    /// # }
+    /// ```
+    pub async fn lost(&self) -> Loss {
+        self.claim.lost().await
+    }
+
+    /// Drives a future for as long as the lock is good.
+    ///
+    /// The lock is looked at before every step: the future is not polled again once it is lost, not even after
+    /// the process was suspended.
+    ///
+    /// # Errors
+    ///
+    /// [`Lost`]: the lock was lost first, and the future is dropped where it stood.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it drops the future that it drives; the lock is still held.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use tokio_redlock::{LockGuard, Lost};
+    /// # async fn import() -> u64 { 0 }
+    /// # async fn example(guard: LockGuard) -> Result<(), Lost> {
+    /// let rows = guard.run(import()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, Lost> {
+        let mut lost = pin!(self.lost());
+        let mut work = pin!(work);
+        let ended = poll_fn(|cx| {
+            // The clock itself, since a waiting task is told of a deadline only by its timer.
+            let loss = match self.claim.standing() {
+                Err(loss) => Poll::Ready(loss),
+                Ok(_) => lost.as_mut().poll(cx),
+            };
+            match loss {
+                Poll::Ready(loss) => Poll::Ready(Err(loss)),
+                Poll::Pending => work.as_mut().poll(cx).map(Ok),
+            }
+        });
+        let resource = || name(self.resource());
+        ended.await.map_err(|loss| Lost {
+            resource: resource(),
+            loss,
+        })
+    }
+
     /// Gives the lock up without releasing it: the keys stay on the masters until their ttl is over.
     ///
-    /// For handing it to another process, together with [`resource`](Self::resource) and
-    /// [`value`](Self::value).
+    /// For another process, which takes it over with [`Redlock::adopt`](crate::Redlock::adopt), or to keep others
+    /// out until the ttl is over.
     ///
     /// # Examples
     ///
@@ -186,9 +283,50 @@ impl LockGuard {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn leak(self) {
+    pub fn leak(self) -> Handover {
         self.claim.leak();
+        Handover {
+            resource: self.resource().to_vec(),
+            value: self.value().to_owned(),
+            validity: self.validity(),
+        }
     }
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        // First the claim: no renewal can be sent after its release, wherever the task stands.
+        drop(self.claim.release());
+        if let Some(keep_alive) = &self.keep_alive {
+            keep_alive.abort();
+        }
+    }
+}
+
+/// A lock on its way to another process, without a guard: what [`LockGuard::leak`] leaves and
+/// [`Redlock::adopt`](crate::Redlock::adopt) takes.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tokio_redlock::Handover;
+///
+/// // As received from the other process.
+/// let handover = Handover {
+///     resource: b"import".to_vec(),
+///     value: "9f0c1b".to_owned(),
+///     validity: Duration::from_secs(8),
+/// };
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handover {
+    /// What is locked, without the key prefix.
+    pub resource: Vec<u8>,
+    /// The random value that marks the lock on the masters.
+    pub value: String,
+    /// How long the lock can be trusted. Take off what the way to the other process takes.
+    pub validity: Duration,
 }
 
 impl fmt::Debug for LockGuard {

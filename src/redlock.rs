@@ -12,11 +12,15 @@ use tracing::{Instrument, Span};
 
 use crate::builder::RedlockBuilder;
 use crate::claim::{Claim, Failure};
-use crate::error::{Attempts, BuildError, LockError, name};
-use crate::guard::LockGuard;
+use crate::error::{AdoptError, Attempts, BuildError, LockError, RunError, name};
+use crate::guard::{Handover, LockGuard};
+use crate::inspect::Inspection;
+use crate::keep_alive::KeepAlive;
+use crate::master::Request;
 use crate::retry::RetryPolicy;
 use crate::shared::Shared;
 use crate::validity::Ttl;
+use crate::value::Value;
 
 /// A distributed lock manager over N independent Redis or Valkey masters.
 ///
@@ -69,10 +73,7 @@ impl Redlock {
         I: IntoIterator,
         I::Item: AsRef<str>,
     {
-        let builder = Self::builder();
-        urls.into_iter()
-            .fold(builder, |builder, url| builder.master(url))
-            .build()
+        Self::builder().masters(urls).build()
     }
 
     /// A client with options, or with masters that are not URLs.
@@ -111,11 +112,15 @@ impl Redlock {
             resource: resource.as_ref().into(),
             ttl,
             retry: self.shared.retry.clone(),
+            keep_alive: None,
         }
     }
 
     /// Locks a resource for `ttl` if that can be done at once: [`lock`](Self::lock) with
     /// [`RetryPolicy::once`].
+    ///
+    /// When several clients ask at the very same moment, each may win a minority of the masters, and none the
+    /// lock. Where one of them must win, let them try for a second or two.
     ///
     /// # Examples
     ///
@@ -133,6 +138,111 @@ impl Redlock {
     /// ```
     pub fn try_lock(&self, resource: impl AsRef<[u8]>, ttl: Duration) -> LockRequest {
         self.lock(resource, ttl).retry(RetryPolicy::once())
+    }
+
+    /// Does some work under a lock: waits for the lock, keeps it alive while the work runs, and releases it.
+    ///
+    /// The lock is waited for as the retry policy of the client says; [`LockRequest::run`] does the same with
+    /// options. What the work returns is returned, whatever becomes of the release; should it panic, the lock is
+    /// released and the panic goes on.
+    ///
+    /// # Errors
+    ///
+    /// - [`RunError::Lock`]: the lock was not granted, and the work not begun.
+    /// - [`RunError::Lost`]: the lock was lost, and the work dropped where it stood.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the work, and releases the lock in the background.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use tokio_redlock::{Redlock, RunError};
+    /// # async fn import() -> Result<u64, std::io::Error> { Ok(0) }
+    /// # async fn example(dlm: Redlock) -> Result<(), Box<dyn std::error::Error>> {
+    /// let ttl = Duration::from_secs(10);
+    /// let rows = dlm.with_lock("import", ttl, async |_guard| import().await).await??;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn with_lock<T>(
+        &self,
+        resource: impl AsRef<[u8]>,
+        ttl: Duration,
+        work: impl AsyncFnOnce(&LockGuard) -> T,
+    ) -> Result<T, RunError> {
+        self.lock(resource, ttl)
+            .keep_alive(KeepAlive::new())
+            .run(work)
+            .await
+    }
+
+    /// Asks every master who holds a resource. Takes no lock.
+    ///
+    /// Waits for all masters, for none longer than the request timeout. There is no error: a master that does not
+    /// answer is part of the picture.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use tokio_redlock::{Redlock, inspect::Verdict};
+    /// # async fn example(dlm: Redlock) {
+    /// match dlm.inspect("invoice:42").await.verdict {
+    ///     Verdict::Free => println!("nobody is at it"),
+    ///     Verdict::Held { left, .. } => println!("somebody is at it, for up to {left:?}"),
+    ///     other => println!("{other:?}"),
+    /// }
+    /// # }
+    /// ```
+    pub async fn inspect(&self, resource: impl AsRef<[u8]>) -> Inspection {
+        let Shared {
+            masters,
+            request_timeout,
+            ..
+        } = &*self.shared;
+        let request = Request::inspect(&self.shared.key(resource.as_ref()));
+        Inspection::new(masters.look(&request, *request_timeout).await)
+    }
+
+    /// Takes over a lock that another process has given up by [`LockGuard::leak`], and extends it to `ttl`.
+    ///
+    /// # Errors
+    ///
+    /// [`AdoptError`], mostly as for [`LockGuard::extend`]: the lock is only taken over if a quorum confirms that, and before the
+    /// validity that was handed over has ended. After an error nothing is released; it may be tried again.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the lock where it is, as an error does.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use tokio_redlock::{AdoptError, LockGuard, Redlock};
+    /// # async fn example(guard: LockGuard, dlm: Redlock) -> Result<(), AdoptError> {
+    /// let handover = guard.leak();
+    /// // ... in another process ...
+    /// let guard = dlm.adopt(handover, Duration::from_secs(30)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn adopt(&self, handover: Handover, ttl: Duration) -> Result<LockGuard, AdoptError> {
+        let Handover {
+            resource,
+            value,
+            validity,
+        } = handover;
+        let shared = &self.shared;
+        let valid_until = shared.clock.now().after(validity);
+        let runtime = Handle::try_current().map_err(|_| AdoptError::NoRuntime)?;
+        let (key, value) = (shared.key(&resource), Value::handed_over(value));
+        let claim = Claim::of_another(shared, &key, value, runtime, valid_until);
+        claim.extend(ttl).await?;
+        claim.adopted();
+        Ok(LockGuard::new(claim))
     }
 
     /// Waits until every release under way is confirmed by every master that may hold the key, those from drops
@@ -189,6 +299,7 @@ pub struct LockRequest {
     resource: Box<[u8]>,
     ttl: Duration,
     retry: RetryPolicy,
+    keep_alive: Option<KeepAlive>,
 }
 
 impl LockRequest {
@@ -198,31 +309,91 @@ impl LockRequest {
         self
     }
 
+    /// Keeps the lock alive for as long as its guard exists. Defaults to not doing so: the lock ends with its
+    /// ttl.
+    ///
+    /// With it a short ttl is enough for long work: it bounds how long others wait when the process dies, not
+    /// how long the work may take. Watch [`LockGuard::lost`] all the same, or use [`LockGuard::run`]: masters
+    /// may fail for longer than the ttl.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use tokio_redlock::{KeepAlive, LockError, Redlock};
+    /// # async fn example(dlm: Redlock) -> Result<(), LockError> {
+    /// let leader = dlm.lock("leader", Duration::from_secs(10)).keep_alive(KeepAlive::new()).await?;
+    /// leader.lost().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn keep_alive(mut self, keep_alive: KeepAlive) -> Self {
+        self.keep_alive = Some(keep_alive);
+        self
+    }
+
+    /// Locks, works, releases: [`Redlock::with_lock`] with the options of this request.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Redlock::with_lock`].
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use tokio_redlock::{KeepAlive, Redlock, RunError};
+    /// # async fn import() {}
+    /// # async fn example(dlm: Redlock) -> Result<(), RunError> {
+    /// let an_hour = KeepAlive::new().max_lifetime(Duration::from_secs(3600));
+    /// let request = dlm.try_lock("import", Duration::from_secs(10)).keep_alive(an_hour);
+    /// request.run(async |_guard| import().await).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn run<T>(self, work: impl AsyncFnOnce(&LockGuard) -> T) -> Result<T, RunError> {
+        let guard = self.await?;
+        let done = guard.run(work(&guard)).await;
+        if let Err(error) = guard.release().await {
+            tracing::debug!(%error, "the work is done, its lock was not released in order");
+        }
+        Ok(done?)
+    }
+
     async fn acquire(self, span: &Span) -> Result<LockGuard, LockError> {
         let Self {
             shared,
             resource,
             ttl,
             retry,
+            keep_alive,
         } = self;
-        let ttl = Ttl::new(ttl, shared.drift)?;
+        let lasting = Ttl::new(ttl, shared.drift)?;
+        let max_lifetime = keep_alive
+            .as_ref()
+            .and_then(|keep_alive| keep_alive.max_lifetime);
         let runtime = Handle::try_current().map_err(|_| LockError::NoRuntime)?;
-        let key: Arc<[u8]> = [&shared.key_prefix[..], &resource].concat().into();
+        let key = shared.key(&resource);
         let start = Instant::now();
         let mut delays = None;
         let mut attempts = 1;
         loop {
             // Armed before anything is sent: wherever this future is dropped, the claim undoes what was done.
-            let claim = Claim::new(&shared, &key, runtime.clone());
-            let attempt = claim.acquire(ttl).await;
-            span.record("attempts", attempts);
+            let value = Value::random(&mut rand::rng());
+            let claim = Claim::new(&shared, &key, value, runtime.clone());
+            let attempt = claim.acquire(lasting, max_lifetime).await;
             let Err((failure, ballots)) = attempt else {
-                return Ok(LockGuard::new(claim));
+                span.record("attempts", attempts);
+                return Ok(match keep_alive {
+                    Some(_) => LockGuard::kept_alive(claim, ttl),
+                    None => LockGuard::new(claim),
+                });
             };
             drop(claim);
             let waited = start.elapsed();
             let delays = delays.get_or_insert_with(|| retry.delays(rand::random()));
             let Some(delay) = delays.next_after(waited) else {
+                span.record("attempts", attempts);
                 let attempts = Attempts {
                     resource: resource.into(),
                     attempts,

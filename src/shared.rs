@@ -1,5 +1,6 @@
 //! What all clones, guards and background tasks of one `Redlock` share.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
@@ -16,4 +17,10 @@ pub(crate) struct Shared {
     pub(crate) request_timeout: Duration,
     pub(crate) drift: Drift,
     pub(crate) clock: Clock,
+}
+
+impl Shared {
+    pub(crate) fn key(&self, resource: &[u8]) -> Arc<[u8]> {
+        [&self.key_prefix[..], resource].concat().into()
+    }
 }

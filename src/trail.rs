@@ -12,25 +12,44 @@ pub(crate) struct Trail(Mutex<Steps>);
 #[derive(Debug)]
 struct Steps {
     shut: bool,
-    taken: Box<[bool]>,
+    adopted: bool,
+    /// How many requests each master was handed that may have left a key.
+    taken: Box<[u32]>,
 }
 
 impl Trail {
     pub(crate) fn new(masters: usize) -> Arc<Self> {
         Arc::new(Self(Mutex::new(Steps {
             shut: false,
-            taken: vec![false; masters].into_boxed_slice(),
+            adopted: true,
+            taken: vec![0; masters].into_boxed_slice(),
         })))
     }
 
-    /// Lets nothing more be handed over, and tells which masters may hold the key; `None` if it was shut before.
-    pub(crate) fn shut(&self) -> Option<Box<[bool]>> {
+    /// Lets nothing more be handed over, and tells which masters may hold a key to delete; `None` if it was shut
+    /// before, or the keys are not ours to delete.
+    pub(crate) fn shut(&self) -> Option<Vec<bool>> {
         let mut steps = self.lock();
         if steps.shut {
             return None;
         }
         steps.shut = true;
-        Some(std::mem::take(&mut steps.taken))
+        let adopted = steps.adopted;
+        adopted.then(|| steps.taken.iter().map(|&times| times > 0).collect())
+    }
+
+    /// The keys are somebody else's until [`adopted`](Self::adopted): they are not to be deleted.
+    pub(crate) fn of_another(masters: usize) -> Arc<Self> {
+        let trail = Self::new(masters);
+        trail.lock().adopted = false;
+        trail
+    }
+
+    /// The keys are ours now, and there may be one on every master.
+    pub(crate) fn adopted(&self) {
+        let mut steps = self.lock();
+        steps.adopted = true;
+        steps.taken.fill(1);
     }
 
     fn lock(&self) -> MutexGuard<'_, Steps> {
@@ -57,18 +76,17 @@ impl Step {
                 if steps.shut {
                     return None;
                 }
-                steps.taken[*master] = true;
+                steps.taken[*master] += 1;
                 Some(hand_over())
             }
         }
     }
 
-    /// The master answered that it holds no key of ours.
+    /// The master answered that the request has left nothing. Another one may have.
     pub(crate) fn undone(&self) {
-        if let Self::On(trail, master) = self
-            && let Some(taken) = trail.lock().taken.get_mut(*master)
-        {
-            *taken = false;
+        if let Self::On(trail, master) = self {
+            let taken = &mut trail.lock().taken[*master];
+            *taken = taken.saturating_sub(1);
         }
     }
 }
@@ -97,6 +115,26 @@ mod tests {
         }
         steps[0].undone();
         assert_eq!(trail.shut().as_deref(), Some(&[false, true][..]));
+    }
+
+    #[test]
+    fn one_refusal_does_not_speak_for_two_requests() {
+        let trail = Trail::new(1);
+        let step = Step::On(Arc::clone(&trail), 0);
+        step.take(|| ());
+        step.take(|| ());
+        step.undone();
+        assert_eq!(trail.shut().as_deref(), Some(&[true][..]));
+    }
+
+    #[test]
+    fn what_is_of_another_is_not_deleted_until_adopted() {
+        let foundling = Trail::of_another(2);
+        Step::On(Arc::clone(&foundling), 0).take(|| ());
+        assert_eq!(foundling.shut(), None);
+        let adopted = Trail::of_another(2);
+        adopted.adopted();
+        assert_eq!(adopted.shut().as_deref(), Some(&[true, true][..]));
     }
 
     #[test]

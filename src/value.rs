@@ -1,30 +1,35 @@
 //! The random value that marks the owner of a lock.
 
 use std::fmt;
+use std::sync::Arc;
 
 use rand::Rng;
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
-/// 160 random bits in hexadecimal, as much as the Redlock page asks for. Never used for a second attempt.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Value([u8; 40]);
+/// 160 random bits in hexadecimal, as much as the Redlock page asks for, and never used for a second attempt; or
+/// what another process handed over.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Value(Arc<str>);
 
 impl Value {
     pub(crate) fn random(rng: &mut impl Rng) -> Self {
         let mut bytes = [0; 20];
         rng.fill_bytes(&mut bytes);
-        let mut text = [0; 40];
-        for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
-            pair[0] = HEX[usize::from(byte >> 4)];
-            pair[1] = HEX[usize::from(byte & 15)];
+        let mut text = String::with_capacity(2 * bytes.len());
+        for byte in bytes {
+            text.push(char::from(HEX[usize::from(byte >> 4)]));
+            text.push(char::from(HEX[usize::from(byte & 15)]));
         }
-        Self(text)
+        Self(text.into())
+    }
+
+    pub(crate) fn handed_over(value: String) -> Self {
+        Self(value.into())
     }
 
     pub(crate) fn as_str(&self) -> &str {
-        // Hexadecimal digits are ASCII, so there is always a string.
-        std::str::from_utf8(&self.0).unwrap_or_default()
+        &self.0
     }
 }
 

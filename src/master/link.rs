@@ -5,16 +5,27 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use redis::{Cmd, RedisError, Value as Reply};
-use tokio::sync::watch;
+use redis::{Cmd, Value as Reply};
+use tokio::runtime::{self, Handle};
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::source::{Identity, Source};
+use super::source::{Identity, Source, close};
 use super::wire::{Fault, Wire};
 use crate::error::{Address, MasterError};
 
 /// A master that has left everything unanswered for this long is asked for a sign of life.
 const SILENCE: Duration = Duration::from_millis(300);
+
+/// One that does not give it for this long hangs.
+const DOUBT: Duration = Duration::from_millis(200);
+
+/// How long an attempt to connect may take, unless requests may take longer: several round trips of any sane
+/// network, and short enough for a master that comes back after a partition to vote within half a second.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(400);
+
+/// And for masters so far away that requests may take longer, at most this long.
+const LONGEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// At least this long between two attempts to connect, so that a port that refuses is not hammered.
 const MIN_PAUSE: Duration = Duration::from_millis(20);
@@ -28,6 +39,8 @@ const UNWANTED: Duration = Duration::from_secs(10);
 pub(crate) struct Link {
     address: Address,
     source: Source,
+    /// How long an attempt to connect may take.
+    timeout: Duration,
     state: watch::Sender<State>,
     /// The connection before the next one, if its master told us what it is called there.
     predecessor: Mutex<Option<Identity>>,
@@ -40,7 +53,11 @@ pub(crate) struct Link {
     /// When somebody last wanted this master, likewise.
     wanted: AtomicU64,
     probing: AtomicBool,
+    /// Whether the log knows that it does not answer, and that it refuses what it is asked.
     failing: AtomicBool,
+    refusing: AtomicBool,
+    /// Wakes the one who asks a master that hangs for a sign of life.
+    revived: Notify,
 }
 
 /// An open connection, and which one in the row of them.
@@ -48,6 +65,8 @@ pub(crate) struct Link {
 pub(crate) struct Live {
     wire: Wire,
     serial: u64,
+    /// The runtime that serves it, and that it ends with.
+    runtime: runtime::Id,
 }
 
 enum State {
@@ -61,10 +80,11 @@ enum State {
 }
 
 impl Link {
-    pub(crate) fn new(address: Address, source: Source) -> Self {
+    pub(crate) fn new(address: Address, source: Source, timeout: Duration) -> Self {
         Self {
             address,
             source,
+            timeout: timeout.clamp(CONNECT_TIMEOUT, LONGEST_CONNECT_TIMEOUT),
             state: watch::Sender::new(State::Idle),
             predecessor: Mutex::new(None),
             created: Instant::now(),
@@ -73,6 +93,8 @@ impl Link {
             wanted: AtomicU64::new(0),
             probing: AtomicBool::new(false),
             failing: AtomicBool::new(false),
+            refusing: AtomicBool::new(false),
+            revived: Notify::new(),
         }
     }
 }
@@ -84,7 +106,7 @@ impl Link {
 
     /// A link of its own to the same master.
     pub(crate) fn sibling(&self) -> Self {
-        Self::new(self.address.clone(), self.source.clone())
+        Self::new(self.address.clone(), self.source.clone(), self.timeout)
     }
 
     /// The connection, opened now if need be.
@@ -124,6 +146,30 @@ impl Link {
         }
     }
 
+    /// The connection as its master knows it, if it has ended or ends with that runtime, and so is not used any more.
+    pub(crate) fn orphan(&self, gone: Option<runtime::Id>) -> Option<Identity> {
+        self.state.send_if_modified(|state| {
+            let ends = matches!(state, State::Up(live) if Some(live.runtime) == gone);
+            if ends {
+                *state = State::Idle;
+            }
+            ends
+        });
+        let alive = matches!(&*self.state.borrow(), State::Up(_));
+        if alive {
+            None
+        } else {
+            lock(&self.predecessor).clone()
+        }
+    }
+
+    /// Closes another connection to this master at its end.
+    pub(crate) async fn close(self: &Arc<Self>, other: Identity, patience: Duration) {
+        if let Ok(live) = self.live(patience).await {
+            close(&live.wire, Some(other)).await;
+        }
+    }
+
     /// Sends one command and waits for the reply; the first poll hands it over.
     pub(crate) async fn exchange(
         self: &Arc<Self>,
@@ -131,32 +177,37 @@ impl Link {
         command: Arc<Cmd>,
     ) -> Result<Reply, Fault> {
         self.mark_asked(&live);
-        let Live { wire, serial } = live;
+        let Live { wire, serial, .. } = live;
         let reply = wire.send(command).await;
         match &reply {
-            Err(Fault::Broken(error)) => self.broken(serial, error),
-            _ => self.asked.store(0, Ordering::Relaxed),
+            Err(Fault::Broken(_)) => self.broken(serial),
+            _ => self.heard(),
         }
         reply
     }
 
-    /// Tells the log when this master begins to fail and when it is well again, each once.
-    pub(crate) fn report(&self, error: Option<&MasterError>) {
-        match error {
-            None => {
-                if self.failing.load(Ordering::Relaxed)
-                    && self.failing.swap(false, Ordering::Relaxed)
-                {
-                    tracing::info!(master = %self.address, "master answers again");
-                }
-            }
+    /// Tells the log that this master begins to fail, once; or that it refuses what it is asked, once a connection.
+    pub(crate) fn report(&self, error: &MasterError) {
+        let first = match error {
             // This says something about the key, not about the master.
-            Some(MasterError::WrongType(_)) => {}
-            Some(error) => {
-                if !self.failing.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(master = %self.address, %error, "master fails");
-                }
-            }
+            MasterError::WrongType(_) => false,
+            MasterError::Auth(_)
+            | MasterError::Forbidden(_)
+            | MasterError::Server(_)
+            | MasterError::Protocol(_) => !self.refusing.swap(true, Ordering::Relaxed),
+            _ => !self.failing.swap(true, Ordering::Relaxed),
+        };
+        if first {
+            tracing::warn!(master = %self.address, %error, "master fails");
+        }
+    }
+
+    /// It has replied.
+    fn heard(&self) {
+        self.asked.store(0, Ordering::Relaxed);
+        if self.failing.load(Ordering::Relaxed) && self.failing.swap(false, Ordering::Relaxed) {
+            tracing::info!(master = %self.address, "master answers again");
+            self.revived.notify_waiters();
         }
     }
 
@@ -175,46 +226,27 @@ impl Link {
     }
 
     /// A request found its connection broken: another one is opened at once.
-    fn broken(self: &Arc<Self>, serial: u64, error: &RedisError) {
-        let hasty = self.since(&self.attempted) < MIN_PAUSE;
-        self.replace_if(
-            |state| matches!(state, State::Up(current) if current.serial == serial),
-            || {
-                if hasty {
-                    State::Down(MasterError::from_redis(error.clone()))
-                } else {
-                    State::Connecting {
-                        since: Instant::now(),
-                    }
-                }
-            },
-        );
+    fn broken(self: &Arc<Self>, serial: u64) {
+        self.connect_if(|state| matches!(state, State::Up(current) if current.serial == serial));
     }
 
     fn connect_if_idle(self: &Arc<Self>) {
         self.wanted.store(self.now(), Ordering::Relaxed);
-        self.replace_if(
-            |state| matches!(state, State::Idle),
-            || State::Connecting {
-                since: Instant::now(),
-            },
-        );
+        self.connect_if(|state| matches!(state, State::Idle));
     }
 
-    /// Goes from one state to another and sets a task to connect, in one step.
-    fn replace_if(
-        self: &Arc<Self>,
-        condition: impl FnOnce(&State) -> bool,
-        next: impl FnOnce() -> State,
-    ) {
-        let replaced = self.state.send_if_modified(|state| {
-            let replace = condition(state);
-            if replace {
-                *state = next();
+    /// Sets a task to connect if the state is such a one, in one step.
+    fn connect_if(self: &Arc<Self>, condition: impl FnOnce(&State) -> bool) {
+        let connects = self.state.send_if_modified(|state| {
+            let connects = condition(state);
+            if connects {
+                *state = State::Connecting {
+                    since: Instant::now(),
+                };
             }
-            replace
+            connects
         });
-        if replaced {
+        if connects {
             let mender = Mender(Arc::clone(self));
             tokio::spawn(async move { mender.connect_until_it_works().await });
         }
@@ -226,18 +258,23 @@ impl Link {
         sleep(MIN_PAUSE.saturating_sub(since_last)).await;
         self.attempted.store(self.now(), Ordering::Relaxed);
         let predecessor = lock(&self.predecessor).clone();
+        let runtime = Handle::current().id();
         let (wire, identity) = self
             .source
-            .connect(predecessor)
+            .connect(predecessor, self.timeout)
             .await
             .map_err(MasterError::from_connecting)?;
         if identity.is_some() {
             *lock(&self.predecessor) = identity;
         }
         let serial = self.attempted.load(Ordering::Relaxed);
-        self.asked.store(0, Ordering::Relaxed);
-        self.state.send_replace(State::Up(Live { wire, serial }));
-        self.report(None);
+        self.refusing.store(false, Ordering::Relaxed);
+        self.heard();
+        self.state.send_replace(State::Up(Live {
+            wire,
+            serial,
+            runtime,
+        }));
         Ok(())
     }
 
@@ -275,18 +312,21 @@ impl Mender {
     async fn connect_until_it_works(&self) {
         let link = &self.0;
         let mut pause = MIN_PAUSE;
-        while let Err(error) = link.open().await {
-            link.report(Some(&error));
+        loop {
+            let started = Instant::now();
+            let Err(error) = link.open().await else {
+                return;
+            };
+            link.report(&error);
             link.state.send_modify(|state| {
                 // That it hangs says more than that another connection to it hangs as well.
-                if !matches!(
-                    (&*state, &error),
-                    (State::Down(MasterError::Hung(_)), MasterError::Connect(_))
-                ) {
+                let hangs = matches!(state, State::Down(MasterError::Hung(_)));
+                if !(hangs && matches!(error, MasterError::Connect(_))) {
                     *state = State::Down(error);
                 }
             });
-            sleep(pause).await;
+            // An attempt that took long was pause enough.
+            sleep(pause.saturating_sub(started.elapsed())).await;
             pause = (pause * 2).min(MAX_PAUSE);
             if self.is_unwanted() {
                 return;
@@ -316,10 +356,10 @@ impl Prober {
     async fn run(self, live: Live) {
         let link = &self.0;
         let ping = link.exchange(live.clone(), ping());
-        if timeout(SILENCE, ping).await.is_ok() {
+        if timeout(DOUBT, ping).await.is_ok() {
             return;
         }
-        let error = MasterError::Hung(SILENCE * 2);
+        let error = MasterError::Hung(SILENCE + DOUBT);
         let hangs = link.state.send_if_modified(|state| {
             let current = matches!(state, State::Up(current) if current.serial == live.serial);
             if current {
@@ -330,16 +370,16 @@ impl Prober {
         if !hangs {
             return;
         }
-        link.report(Some(&error));
+        link.report(&error);
         let mender = Mender(Arc::clone(link));
         let revived = tokio::select! {
+            () = link.revived.notified() => true,
             revived = revives(&live) => revived,
             () = mender.connect_until_it_works(), if link.source.reconnects() => return,
         };
         if revived {
-            link.asked.store(0, Ordering::Relaxed);
+            link.heard();
             link.state.send_replace(State::Up(live));
-            link.report(None);
         } else {
             mender.connect_until_it_works().await;
         }

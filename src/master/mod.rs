@@ -12,15 +12,18 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use redis::{ErrorKind, ServerErrorKind};
+use redis::{ErrorKind, ServerErrorKind, Value as Reply};
+use tokio::runtime;
 use tokio::time::{sleep, timeout};
 
 use self::link::Link;
 pub(crate) use self::request::Request;
-pub(crate) use self::source::{Source, address};
+use self::request::read_state;
+pub(crate) use self::source::{Identity, Source, address};
 use self::wire::Fault;
 pub(crate) use self::wire::Given;
 use crate::error::{Address, MasterError, Vote};
+use crate::inspect::{Sighting, State};
 use crate::trail::Step;
 
 /// The first and the longest time to wait for an answer that must come in the end.
@@ -34,8 +37,9 @@ pub(crate) struct Master {
 }
 
 impl Master {
-    pub(crate) fn new(address: Address, source: Source) -> Self {
-        let link = Arc::new(Link::new(address, source));
+    /// `timeout` is how long a request may take.
+    pub(crate) fn new(address: Address, source: Source, timeout: Duration) -> Self {
+        let link = Arc::new(Link::new(address, source, timeout));
         Self { link }
     }
 
@@ -49,10 +53,20 @@ impl Master {
         self.link.address()
     }
 
+    /// The connection, if it has ended or ends with that runtime.
+    pub(crate) fn orphan(&self, gone: Option<runtime::Id>) -> Option<Identity> {
+        self.link.orphan(gone)
+    }
+
+    /// Closes a connection at the master's end: what is still under way there comes to nothing.
+    pub(crate) async fn close(&self, connection: Identity, patience: Duration) {
+        self.link.close(connection, patience).await;
+    }
+
     /// No answer came in time.
     pub(crate) fn report_timeout(&self, timeout: Duration) -> MasterError {
         let error = MasterError::TimedOut(timeout);
-        self.link.report(Some(&error));
+        self.link.report(&error);
         error
     }
 
@@ -61,25 +75,45 @@ impl Master {
     /// `patience` is how long to wait for a connection. The request is handed over by the poll that finds one,
     /// the first if it is open already.
     pub(crate) async fn ask(self, request: Request, step: Step, patience: Duration) -> Vote {
-        let vote = self
-            .try_ask(&request, &step, patience)
-            .await
-            .unwrap_or_else(Vote::Failed);
+        let vote = match self.send(&request, &step, patience).await {
+            Ok(Some(reply)) => request.read(&reply),
+            Ok(None) => Vote::Unheard,
+            Err(error) => Vote::Failed(error),
+        };
         match &vote {
-            Vote::Failed(error) => self.link.report(Some(error)),
-            Vote::Unheard => {}
             Vote::Refused => step.undone(),
-            Vote::Granted | Vote::Recreated => {}
+            Vote::Failed(error) => {
+                if error.is_refusal() {
+                    step.undone();
+                }
+                self.link.report(error);
+            }
+            Vote::Granted | Vote::Recreated | Vote::Unheard => {}
         }
         vote
     }
 
-    async fn try_ask(
+    /// What there is on this master; waits for it as long as for a connection.
+    pub(crate) async fn look(self, request: Request, patience: Duration) -> Sighting {
+        let reply = match timeout(patience, self.send(&request, &Step::Free, patience)).await {
+            Ok(reply) => reply,
+            Err(_) => Err(self.report_timeout(patience)),
+        };
+        let state = match reply {
+            Ok(reply) => read_state(&reply.unwrap_or(Reply::Nil)),
+            Err(error) => State::Unreachable(error),
+        };
+        let master = self.address().clone();
+        Sighting { master, state }
+    }
+
+    /// Sends a request and waits for the reply; `None` if `step` did not allow it any more.
+    async fn send(
         &self,
         request: &Request,
         step: &Step,
         patience: Duration,
-    ) -> Result<Vote, MasterError> {
+    ) -> Result<Option<Reply>, MasterError> {
         let link = &self.link;
         let mut command = request.command();
         let mut reconnect = true;
@@ -90,7 +124,7 @@ impl Master {
             let first_poll =
                 poll_fn(|cx| Poll::Ready(step.take(|| exchange.as_mut().poll(cx)))).await;
             let reply = match first_poll {
-                None => return Ok(Vote::Unheard),
+                None => return Ok(None),
                 // The connection had ended before; nothing was sent, or to no effect. Typically it was idle.
                 Some(Poll::Ready(Err(Fault::Broken(_)))) if reconnect => {
                     reconnect = false;
@@ -101,8 +135,7 @@ impl Master {
             };
             match reply {
                 Ok(reply) => {
-                    link.report(None);
-                    return Ok(request.read(&reply));
+                    return Ok(Some(reply));
                 }
                 Err(Fault::Replied(error))
                     if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)

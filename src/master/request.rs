@@ -1,155 +1,192 @@
-//! The three requests that a master is sent, and what their replies mean.
+//! The requests that a master is sent, and what their replies mean.
 //!
 //! | request | command | yes | no |
 //! | --- | --- | --- | --- |
 //! | acquire | `SET key value NX PX ttl` | `OK` | nil: the key exists |
 //! | extend | `extend.lua` | 1: ours, and lengthened | 2: was missing, set again; 0: not ours |
 //! | release | `release.lua` | 1: ours, and deleted | 0: missing or not ours |
+//! | inspect | `inspect.lua` | value and time to live | |
 //!
 //! Nothing here is newer than Redis 6.2, and the key is the plain string of every other Redlock client: they
 //! exclude us and we them.
 
-use std::sync::{Arc, LazyLock};
+use std::fmt::{self, Write};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use redis::{Cmd, Script, Value as Reply};
+use redis::{Arg, Cmd, Script, Value as Reply};
 
 use crate::error::{MasterError, Vote};
+use crate::inspect::State;
 use crate::validity::Ttl;
 use crate::value::Value;
 
-/// The texts of the scripts.
-pub(crate) const SCRIPTS: [&str; 2] = [EXTEND, RELEASE];
+static EXTEND: Lua = Lua::new(include_str!("extend.lua"));
+static RELEASE: Lua = Lua::new(include_str!("release.lua"));
+static INSPECT: Lua = Lua::new(include_str!("inspect.lua"));
 
-const EXTEND: &str = include_str!("extend.lua");
-const RELEASE: &str = include_str!("release.lua");
+/// The texts of the scripts that every lock needs.
+pub(crate) fn scripts() -> [&'static str; 2] {
+    [EXTEND.text, RELEASE.text]
+}
 
-static EXTEND_HASH: LazyLock<Script> = LazyLock::new(|| Script::new(EXTEND));
-static RELEASE_HASH: LazyLock<Script> = LazyLock::new(|| Script::new(RELEASE));
+/// A script, and its name on a master that has it.
+struct Lua {
+    text: &'static str,
+    hash: OnceLock<String>,
+}
+
+impl Lua {
+    const fn new(text: &'static str) -> Self {
+        Self {
+            text,
+            hash: OnceLock::new(),
+        }
+    }
+
+    fn call(&self, key: &[u8]) -> Cmd {
+        let hash = self
+            .hash
+            .get_or_init(|| Script::new(self.text).get_hash().to_owned());
+        let mut call = redis::cmd("EVALSHA");
+        call.arg(hash).arg(1).arg(key);
+        call
+    }
+}
 
 /// A request, made once and sent to every master.
 #[derive(Clone)]
-pub(crate) struct Request(Arc<Inner>);
-
-struct Inner {
+pub(crate) struct Request {
     kind: Kind,
-    key: Arc<[u8]>,
-    value: Value,
     command: Arc<Cmd>,
 }
 
 #[derive(Clone, Copy)]
 enum Kind {
     Acquire,
-    Extend(Ttl),
+    Extend,
     Release,
+    Inspect,
 }
 
 impl Request {
-    pub(crate) fn acquire(key: &Arc<[u8]>, value: Value, ttl: Ttl) -> Self {
+    pub(crate) fn acquire(key: &[u8], value: &Value, ttl: Ttl) -> Self {
         let mut set = redis::cmd("SET");
-        set.arg(&**key)
+        set.arg(key)
             .arg(value.as_str())
             .arg("NX")
             .arg("PX")
             .arg(ttl.millis());
-        Self::new(Kind::Acquire, key, value, set)
+        Self::new(Kind::Acquire, set)
     }
 
-    pub(crate) fn extend(key: &Arc<[u8]>, value: Value, ttl: Ttl) -> Self {
-        let kind = Kind::Extend(ttl);
-        let by_hash = kind.script_call("EVALSHA", EXTEND_HASH.get_hash(), key, value);
-        Self::new(kind, key, value, by_hash)
+    pub(crate) fn extend(key: &[u8], value: &Value, ttl: Ttl) -> Self {
+        let mut call = EXTEND.call(key);
+        call.arg(value.as_str()).arg(ttl.millis());
+        Self::new(Kind::Extend, call)
     }
 
-    pub(crate) fn release(key: &Arc<[u8]>, value: Value) -> Self {
-        let by_hash = Kind::Release.script_call("EVALSHA", RELEASE_HASH.get_hash(), key, value);
-        Self::new(Kind::Release, key, value, by_hash)
+    pub(crate) fn release(key: &[u8], value: &Value) -> Self {
+        let mut call = RELEASE.call(key);
+        call.arg(value.as_str());
+        Self::new(Kind::Release, call)
     }
 
-    fn new(kind: Kind, key: &Arc<[u8]>, value: Value, command: Cmd) -> Self {
-        Self(Arc::new(Inner {
-            kind,
-            key: Arc::clone(key),
-            value,
-            command: Arc::new(command),
-        }))
+    pub(crate) fn inspect(key: &[u8]) -> Self {
+        Self::new(Kind::Inspect, INSPECT.call(key))
+    }
+
+    fn new(kind: Kind, command: Cmd) -> Self {
+        let command = Arc::new(command);
+        Self { kind, command }
     }
 
     /// What is sent: a plain command, or a script by its hash.
     pub(crate) fn command(&self) -> Arc<Cmd> {
-        Arc::clone(&self.0.command)
+        Arc::clone(&self.command)
     }
 
     /// The script with its text, for a master that does not have it; it keeps it from then on.
     pub(crate) fn command_with_text(&self) -> Arc<Cmd> {
-        let Inner {
-            kind,
-            key,
-            value,
-            command,
-        } = &*self.0;
-        let text = match kind {
-            Kind::Acquire => return Arc::clone(command),
-            Kind::Extend(_) => EXTEND,
-            Kind::Release => RELEASE,
+        let script = match self.kind {
+            Kind::Acquire => return self.command(),
+            Kind::Extend => &EXTEND,
+            Kind::Release => &RELEASE,
+            Kind::Inspect => &INSPECT,
         };
-        Arc::new(kind.script_call("EVAL", text, key, *value))
+        let mut call = redis::cmd("EVAL");
+        call.arg(script.text);
+        for arg in self.command.args_iter().skip(2) {
+            if let Arg::Simple(arg) = arg {
+                call.arg(arg);
+            }
+        }
+        Arc::new(call)
     }
 
-    /// What a reply means.
+    /// What a reply means to a vote.
     pub(crate) fn read(&self, reply: &Reply) -> Vote {
-        match (self.0.kind, reply) {
+        match (self.kind, reply) {
             (Kind::Acquire, Reply::Okay) => Vote::Granted,
             (Kind::Acquire, Reply::Nil) => Vote::Refused,
-            (Kind::Extend(_) | Kind::Release, Reply::Int(1)) => Vote::Granted,
-            (Kind::Extend(_) | Kind::Release, Reply::Int(0)) => Vote::Refused,
-            (Kind::Extend(_), Reply::Int(2)) => Vote::Recreated,
-            (_, unexpected) => Vote::Failed(MasterError::Protocol(shorten(unexpected))),
+            (Kind::Extend | Kind::Release, Reply::Int(1)) => Vote::Granted,
+            (Kind::Extend | Kind::Release, Reply::Int(0)) => Vote::Refused,
+            (Kind::Extend, Reply::Int(2)) => Vote::Recreated,
+            (_, unexpected) => Vote::Failed(protocol(unexpected)),
         }
     }
 }
 
-impl Kind {
-    fn script_call(self, how: &str, script: &str, key: &[u8], value: Value) -> Cmd {
-        let mut call = redis::cmd(how);
-        call.arg(script).arg(1).arg(key).arg(value.as_str());
-        if let Self::Extend(ttl) = self {
-            call.arg(ttl.millis());
-        }
-        call
-    }
-}
-
-/// A reply as it stands in an error: enough to recognise it, however much a broken master sent.
-fn shorten(reply: &Reply) -> String {
-    let mut text = match reply {
-        Reply::BulkString(bytes) => {
-            String::from_utf8_lossy(&bytes[..bytes.len().min(64)]).into_owned()
-        }
-        Reply::Array(items) => format!("an array of {}", items.len()),
-        other => format!("{other:?}"),
+/// What the reply to an inspection means.
+pub(crate) fn read_state(reply: &Reply) -> State {
+    let Reply::Array(fields) = reply else {
+        return State::Unreachable(protocol(reply));
     };
-    if let Some((end, _)) = text.char_indices().nth(64) {
-        text.truncate(end);
+    match &fields[..] {
+        [Reply::Nil, _] => State::Free,
+        [Reply::BulkString(value), Reply::Int(left)] => State::Held {
+            value: value.clone(),
+            // Negative: it never expires.
+            left: u64::try_from(*left).ok().map(Duration::from_millis),
+        },
+        _ => State::Unreachable(protocol(reply)),
     }
-    text
+}
+
+/// The error for a reply that makes no sense: enough of it to recognise it, however much a broken master sent.
+fn protocol(reply: &Reply) -> MasterError {
+    let mut beginning = Beginning(String::new());
+    // Fails when it has enough.
+    let _ = write!(beginning, "{reply:?}");
+    MasterError::Protocol(beginning.0)
+}
+
+struct Beginning(String);
+
+impl Write for Beginning {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.extend(text.chars().take(64));
+        if self.0.len() < 64 {
+            Ok(())
+        } else {
+            Err(fmt::Error)
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::validity::Drift;
 
     fn requests() -> [Request; 3] {
-        let key: Arc<[u8]> = Arc::from(&b"key"[..]);
-        let value = Value::random(&mut rand::rng());
+        let key = b"key";
+        let value = &Value::random(&mut rand::rng());
         let ttl = Ttl::new(Duration::from_secs(1), Drift::DEFAULT).unwrap();
         [
-            Request::acquire(&key, value, ttl),
-            Request::extend(&key, value, ttl),
-            Request::release(&key, value),
+            Request::acquire(key, value, ttl),
+            Request::extend(key, value, ttl),
+            Request::release(key, value),
         ]
     }
 
@@ -181,5 +218,41 @@ mod tests {
         }
         assert!(matches!(release.read(&Reply::Int(2)), Vote::Failed(_)));
         assert!(matches!(acquire.read(&Reply::Int(1)), Vote::Failed(_)));
+    }
+
+    #[test]
+    fn a_script_with_its_text_has_the_same_arguments() {
+        for request in &requests()[1..] {
+            let by_hash: Vec<_> = request.command.args_iter().skip(2).collect();
+            let with_text = request.command_with_text();
+            let with_text: Vec<_> = with_text.args_iter().skip(2).collect();
+            assert_eq!(by_hash, with_text);
+        }
+    }
+
+    #[test]
+    fn a_sighting_is_a_value_and_its_time() {
+        let held = Reply::Array(vec![Reply::BulkString(vec![0xff]), Reply::Int(70)]);
+        let State::Held { value, left } = read_state(&held) else {
+            panic!("{held:?}")
+        };
+        assert_eq!((value, left), (vec![0xff], Some(Duration::from_millis(70))));
+        let free = Reply::Array(vec![Reply::Nil, Reply::Int(-2)]);
+        assert!(matches!(read_state(&free), State::Free));
+        let forever = Reply::Array(vec![Reply::BulkString(vec![]), Reply::Int(-1)]);
+        assert!(matches!(
+            read_state(&forever),
+            State::Held { left: None, .. }
+        ));
+        for strange in [
+            Reply::Okay,
+            Reply::Array(vec![]),
+            Reply::Array(vec![Reply::Okay; 2]),
+        ] {
+            assert!(
+                matches!(read_state(&strange), State::Unreachable(_)),
+                "{strange:?}"
+            );
+        }
     }
 }
