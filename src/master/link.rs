@@ -20,6 +20,9 @@ const SILENCE: Duration = Duration::from_millis(300);
 /// One that does not give it for this long hangs.
 const DOUBT: Duration = Duration::from_millis(200);
 
+/// What a master is told to be that has kept silent for both.
+const HANGS: MasterError = MasterError::Hung(SILENCE.saturating_add(DOUBT));
+
 /// How long an attempt to connect may take, unless requests may take longer: several round trips of any sane
 /// network, and short enough for a master that comes back after a partition to vote within half a second.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(400);
@@ -75,6 +78,8 @@ enum State {
         since: Instant,
     },
     Up(Live),
+    /// A connection that does not answer; a task tries to open another one.
+    Hung(Live),
     /// No connection, and why; a task is at it.
     Down(MasterError),
 }
@@ -122,6 +127,7 @@ impl Link {
             self.connect_if_idle();
             match &*states.borrow_and_update() {
                 State::Up(live) => return Ok(live.clone()),
+                State::Hung(_) => return Err(HANGS),
                 State::Down(error) => return Err(error.clone()),
                 State::Connecting { since } if since.elapsed() > patience => {
                     return Err(MasterError::TimedOut(patience));
@@ -131,6 +137,18 @@ impl Link {
             // The sender is ours, so this only ends with a change.
             let _ = states.changed().await;
         }
+    }
+
+    /// The connection for what undoes something, also one that hangs: there it is executed behind what it undoes,
+    /// whenever that is.
+    pub(crate) async fn live_to_undo(
+        self: &Arc<Self>,
+        patience: Duration,
+    ) -> Result<Live, MasterError> {
+        if let State::Hung(live) = &*self.state.borrow() {
+            return Ok(live.clone());
+        }
+        self.live(patience).await
     }
 
     /// Waits until there is a connection, however long that takes.
@@ -319,9 +337,7 @@ impl Mender {
             };
             link.report(&error);
             link.state.send_modify(|state| {
-                // That it hangs says more than that another connection to it hangs as well.
-                let hangs = matches!(state, State::Down(MasterError::Hung(_)));
-                if !(hangs && matches!(error, MasterError::Connect(_))) {
+                if !matches!(state, State::Hung(_)) {
                     *state = State::Down(error);
                 }
             });
@@ -359,18 +375,17 @@ impl Prober {
         if timeout(DOUBT, ping).await.is_ok() {
             return;
         }
-        let error = MasterError::Hung(SILENCE + DOUBT);
         let hangs = link.state.send_if_modified(|state| {
             let current = matches!(state, State::Up(current) if current.serial == live.serial);
             if current {
-                *state = State::Down(error.clone());
+                *state = State::Hung(live.clone());
             }
             current
         });
         if !hangs {
             return;
         }
-        link.report(&error);
+        link.report(&HANGS);
         let mender = Mender(Arc::clone(link));
         let revived = tokio::select! {
             () = link.revived.notified() => true,
@@ -381,6 +396,9 @@ impl Prober {
             link.heard();
             link.state.send_replace(State::Up(live));
         } else {
+            link.state.send_replace(State::Connecting {
+                since: Instant::now(),
+            });
             mender.connect_until_it_works().await;
         }
     }
