@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::stream::{FuturesUnordered, StreamExt};
 use redis::{Cmd, Value as Reply};
 use tokio::runtime::{self, Handle};
 use tokio::sync::{Notify, watch};
@@ -270,6 +271,18 @@ impl Link {
         }
     }
 
+    /// Opens a connection; with another attempt beside the first where that takes long: it may have set out
+    /// while the master could not be reached, and come back to nothing.
+    async fn open_somehow(&self) -> Result<(), MasterError> {
+        let mut attempts = FuturesUnordered::new();
+        loop {
+            attempts.push(self.open());
+            if let Ok(Some(first)) = timeout(CONNECT_TIMEOUT, attempts.next()).await {
+                return first;
+            }
+        }
+    }
+
     /// Opens a connection and puts it in place.
     async fn open(&self) -> Result<(), MasterError> {
         let since_last = self.since(&self.attempted);
@@ -332,7 +345,7 @@ impl Mender {
         let mut pause = MIN_PAUSE;
         loop {
             let started = Instant::now();
-            let Err(error) = link.open().await else {
+            let Err(error) = link.open_somehow().await else {
                 return;
             };
             link.report(&error);
