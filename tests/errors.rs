@@ -442,8 +442,10 @@ async fn a_lock_that_is_won_too_late() {
             .iter()
             .fold(dlm, |it, server| it.master(server.url())),
     );
-    drop(dlm.lock(unique("resource"), TTL).await.unwrap());
-    let connected = async || servers.iter().all(|server| server.calls("set") > 0);
+    let connected = async || {
+        drop(dlm.lock(unique("resource"), TTL).await.unwrap());
+        servers.iter().all(|server| server.calls("set") > 0)
+    };
     eventually_async("all connections are open", LONG, connected).await;
     assert_eq!(dlm.shutdown(LONG).await, 0);
 

@@ -19,6 +19,9 @@ const LONG: Duration = Duration::from_secs(20);
 const TTL: Duration = Duration::from_secs(40);
 const LONGER: Duration = Duration::from_secs(80);
 
+/// After so long a key that is not there will not come.
+const SETTLED: Duration = Duration::from_millis(400);
+
 const ROUNDING: Duration = Duration::from_millis(2);
 
 fn client(servers: &[Server]) -> Redlock {
@@ -34,14 +37,20 @@ fn holds(server: &Server, guard: &LockGuard) -> bool {
     server.get(guard.resource()).as_deref() == Some(guard.value().as_bytes())
 }
 
-/// A lock that is on all masters, the last one too.
+/// A lock that is on all masters, the last one too, which a busy machine may have made too slow for the first.
 async fn lock_everywhere(dlm: &Redlock, servers: &[Server], ttl: Duration) -> LockGuard {
-    let guard = dlm.lock(unique("lock"), ttl).await.expect("it is free");
-    eventually_async("the key is everywhere", LONG, async || {
-        servers.iter().all(|server| holds(server, &guard))
-    })
-    .await;
-    guard
+    let start = Instant::now();
+    loop {
+        let guard = dlm.lock(unique("lock"), ttl).await.expect("it is free");
+        let latest = Instant::now() + SETTLED;
+        while Instant::now() < latest {
+            if servers.iter().all(|server| holds(server, &guard)) {
+                return guard;
+            }
+            sleep(Duration::from_millis(2)).await;
+        }
+        assert!(start.elapsed() < LONG, "never on all masters");
+    }
 }
 
 /// A request that all masters have answered, and so all that was sent before it.
@@ -126,10 +135,13 @@ async fn a_minority_is_not_enough(
     }
     eventually_extends(&guard, LONGER).await;
     assert!(guard.validity() > net(TTL));
-    pass_all(dlm, servers).await;
-    for server in servers {
-        assert!(server.pttl(guard.resource()) > 40_000);
-    }
+    eventually_async("all masters know", LONG, async || {
+        guard.extend(LONGER).await.is_ok()
+            && servers
+                .iter()
+                .all(|server| server.pttl(guard.resource()) > 40_000)
+    })
+    .await;
     guard.release().await.expect("still ours");
 }
 

@@ -182,9 +182,12 @@ async fn the_client_works_afterwards() {
 async fn a_key_that_has_expired_on_a_dead_master_is_not_waited_for() {
     let mut servers = Server::many::<3>();
     let dlm = direct(&servers);
-    let guard = dlm.lock("resource", Duration::from_secs(1)).await.unwrap();
+    let guard = dlm.lock("resource", Duration::from_secs(2)).await.unwrap();
+    let held = async || servers.iter().all(|server| !server.keys().is_empty());
+    eventually_async("every master holds it", LONG, held).await;
     servers[0].kill();
     drop(guard);
+    assert_eq!(dlm.shutdown(Duration::ZERO).await, 1);
     // It would be unconfirmed for ever.
     assert_eq!(timeout(LONG, dlm.shutdown(LONG * 10)).await, Ok(0));
     assert!(is_empty(&servers[1..]));

@@ -41,6 +41,11 @@ fn client(servers: &[Server]) -> Redlock {
     builder.build().expect("valid masters")
 }
 
+async fn assert_held(servers: &[Server]) {
+    let held = async || servers.iter().all(|server| !server.keys().is_empty());
+    eventually_async("every master holds it", LONG, held).await;
+}
+
 /// A second subscriber makes tracing ask that of each thread about every event. With one alone, the thread that comes
 /// first to an event decides for all.
 fn ask_every_thread() {
@@ -169,8 +174,9 @@ async fn a_lock_is_one_span_that_tells_how_it_went() {
     spans.only().assert("lock", &resource, "bad ttl");
 
     servers[1..].iter_mut().for_each(Server::kill);
-    drop(dlm.try_lock(&resource, TTL).await.unwrap_err());
-    spans.only().assert("lock", &resource, "unreachable");
+    let other = unique("resource");
+    drop(dlm.try_lock(&other, TTL).await.unwrap_err());
+    spans.only().assert("lock", &other, "unreachable");
     drop(guard);
 }
 
@@ -418,7 +424,8 @@ async fn a_background_release_that_no_master_confirmed_in_time_is_warned_of() {
     let mut servers = Server::many::<3>();
     let dlm = client(&servers);
     let resource = unique("resource");
-    let guard = dlm.lock(&resource, Duration::from_secs(1)).await.unwrap();
+    let guard = dlm.lock(&resource, Duration::from_secs(2)).await.unwrap();
+    assert_held(&servers).await;
     let logs = capture();
     servers[0].kill();
     drop(guard);
@@ -436,8 +443,7 @@ async fn a_background_release_that_a_master_confirmed_late_is_not_warned_of() {
     let servers = Server::many::<3>();
     let dlm = builder(&servers).build().unwrap();
     let guard = dlm.lock(unique("resource"), TTL).await.unwrap();
-    let held = async || servers.iter().all(|server| !server.keys().is_empty());
-    eventually_async("every master holds it", LONG, held).await;
+    assert_held(&servers).await;
     let logs = capture();
     servers[0].freeze();
     drop(guard);
@@ -453,7 +459,8 @@ async fn a_background_release_that_a_master_confirmed_late_is_not_warned_of() {
 async fn a_release_that_was_waited_for_goes_on_in_the_background_and_warns_too() {
     let mut servers = Server::many::<3>();
     let dlm = client(&servers);
-    let guard = dlm.lock("resource", Duration::from_secs(1)).await.unwrap();
+    let guard = dlm.lock("resource", Duration::from_secs(2)).await.unwrap();
+    assert_held(&servers).await;
     let logs = capture();
     servers[1..].iter_mut().for_each(Server::kill);
     let released = guard.release().await;
