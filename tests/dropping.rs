@@ -441,7 +441,7 @@ fn a_lock_under_way_as_the_runtime_goes_leaves_nothing() {
 }
 
 /// How long a SET is under way in the tests below.
-const LATE: Duration = Duration::from_millis(300);
+const LATE: Duration = Duration::from_millis(600);
 
 /// Ends a runtime in some way while the SET to one of three masters is still under way, and tells what came of it.
 fn late_set_is_left(runtime: Runtime, end: impl Fn(Runtime, LockGuard) -> Option<Runtime>) -> bool {

@@ -12,7 +12,7 @@ use futures::future::join_all;
 use support::{Server, unique};
 use tokio::runtime::Builder;
 use tokio::task::yield_now;
-use tokio_redlock::{LockError, Redlock, RetryPolicy};
+use tokio_redlock::{LockError, Redlock, ReleaseError, RetryPolicy};
 
 /// How long the clients compete.
 const TIME: Duration = Duration::from_secs(6);
@@ -106,9 +106,8 @@ impl Race {
             round += 1;
             if round.is_multiple_of(2) {
                 drop(guard);
-            } else {
-                // Unconfirmed at worst, while masters are away.
-                let _ = guard.release().await;
+            } else if let Err(ReleaseError::NotHeld { .. }) = guard.release().await {
+                panic!("it was lost without a word");
             }
         }
     }
