@@ -372,11 +372,7 @@ async fn no_value_is_sent_twice() {
         let values: Vec<_> = values.collect();
         let different: HashSet<_> = values.iter().collect();
         assert_eq!(different.len(), values.len());
-        assert!(
-            values.len() > 90,
-            "there were few retries: {}",
-            values.len()
-        );
+        assert!(values.len() > 60, "there was no retry: {}", values.len());
     }
 }
 

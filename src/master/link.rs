@@ -1,6 +1,8 @@
 //! The connection to one master: opened when first needed, shared by all requests, replaced when it breaks or
 //! hangs, and never waited for longer than a request may take.
 
+use std::io;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,7 +13,7 @@ use tokio::runtime::{self, Handle};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::source::{Identity, Source, close};
+use super::source::{Identity, Source, close, prepare};
 use super::wire::{Fault, Wire};
 use crate::error::{Address, MasterError};
 
@@ -20,9 +22,6 @@ const SILENCE: Duration = Duration::from_millis(300);
 
 /// One that does not give it for this long hangs.
 const DOUBT: Duration = Duration::from_millis(200);
-
-/// What a master is told to be that has kept silent for both.
-const HANGS: MasterError = MasterError::Hung(SILENCE.saturating_add(DOUBT));
 
 /// How long an attempt to connect may take, unless requests may take longer: several round trips of any sane
 /// network, and short enough for a master that comes back after a partition to vote within half a second.
@@ -85,6 +84,14 @@ enum State {
     Down(MasterError),
 }
 
+impl State {
+    fn connecting() -> Self {
+        Self::Connecting {
+            since: Instant::now(),
+        }
+    }
+}
+
 impl Link {
     pub(crate) fn new(address: Address, source: Source, timeout: Duration) -> Self {
         Self {
@@ -128,7 +135,7 @@ impl Link {
             self.connect_if_idle();
             match &*states.borrow_and_update() {
                 State::Up(live) => return Ok(live.clone()),
-                State::Hung(_) => return Err(HANGS),
+                State::Hung(_) => return Err(MasterError::Hung(self.silence())),
                 State::Down(error) => return Err(error.clone()),
                 State::Connecting { since } if since.elapsed() > patience => {
                     return Err(MasterError::TimedOut(patience));
@@ -237,7 +244,7 @@ impl Link {
         else {
             return;
         };
-        if now.saturating_sub(since) > millis(SILENCE)
+        if now.saturating_sub(since) > millis(self.silence() - self.doubt())
             && !self.probing.swap(true, Ordering::Relaxed)
         {
             tokio::spawn(Prober(Arc::clone(self)).run(live.clone()));
@@ -256,19 +263,21 @@ impl Link {
 
     /// Sets a task to connect if the state is such a one, in one step.
     fn connect_if(self: &Arc<Self>, condition: impl FnOnce(&State) -> bool) {
-        let connects = self.state.send_if_modified(|state| {
-            let connects = condition(state);
-            if connects {
-                *state = State::Connecting {
-                    since: Instant::now(),
-                };
-            }
-            connects
-        });
-        if connects {
+        if self.change(condition, State::connecting()) {
             let mender = Mender(Arc::clone(self));
             tokio::spawn(async move { mender.connect_until_it_works().await });
         }
+    }
+
+    /// Goes on to the next state if the state is such a one, in one step; tells whether it was.
+    fn change(&self, condition: impl FnOnce(&State) -> bool, next: State) -> bool {
+        self.state.send_if_modified(|state| {
+            let changes = condition(state);
+            if changes {
+                *state = next;
+            }
+            changes
+        })
     }
 
     /// Opens a connection; with another attempt beside the first where that takes long: it may have set out
@@ -290,11 +299,18 @@ impl Link {
         self.attempted.store(self.now(), Ordering::Relaxed);
         let predecessor = lock(&self.predecessor).clone();
         let runtime = Handle::current().id();
-        let (wire, identity) = self
-            .source
-            .connect(predecessor, self.timeout)
-            .await
-            .map_err(MasterError::from_connecting)?;
+        let opened = timeout(self.timeout, async {
+            let wire = self.source.open().await?;
+            // From here on the old connection is closed, even should it come back to life.
+            self.change(|state| matches!(state, State::Hung(_)), State::connecting());
+            let identity = prepare(&wire, predecessor).await;
+            Ok((wire, identity))
+        });
+        let opened = opened.await.unwrap_or_else(|_| {
+            let error = format!("timed out after {:?}", self.timeout);
+            Err(io::Error::new(io::ErrorKind::TimedOut, error).into())
+        });
+        let (wire, identity) = opened.map_err(MasterError::from_connecting)?;
         if identity.is_some() {
             *lock(&self.predecessor) = identity;
         }
@@ -307,6 +323,16 @@ impl Link {
             runtime,
         }));
         Ok(())
+    }
+
+    /// How long a master may keep silent when it is asked for a sign of life: as long as for a request, at least.
+    fn doubt(&self) -> Duration {
+        DOUBT.max(self.timeout.saturating_sub(CONNECT_TIMEOUT))
+    }
+
+    /// How long a master has kept silent when it is known to hang.
+    fn silence(&self) -> Duration {
+        SILENCE + self.doubt()
     }
 
     /// Milliseconds since this link was made, from 1.
@@ -385,34 +411,29 @@ impl Prober {
     async fn run(self, live: Live) {
         let link = &self.0;
         let ping = link.exchange(live.clone(), ping());
-        if timeout(DOUBT, ping).await.is_ok() {
+        if timeout(link.doubt(), ping).await.is_ok() {
             return;
         }
-        let hangs = link.state.send_if_modified(|state| {
-            let current = matches!(state, State::Up(current) if current.serial == live.serial);
-            if current {
-                *state = State::Hung(live.clone());
-            }
-            current
-        });
+        let current =
+            |state: &State| matches!(state, State::Up(current) if current.serial == live.serial);
+        let hangs = link.change(current, State::Hung(live.clone()));
         if !hangs {
             return;
         }
-        link.report(&HANGS);
+        link.report(&MasterError::Hung(link.silence()));
         let mender = Mender(Arc::clone(link));
+        let mut another = pin!(mender.connect_until_it_works());
         let revived = tokio::select! {
             () = link.revived.notified() => true,
             revived = revives(&live) => revived,
-            () = mender.connect_until_it_works(), if link.source.reconnects() => return,
+            () = &mut another, if link.source.reconnects() => return,
         };
-        if revived {
+        let hangs = |state: &State| matches!(state, State::Hung(_));
+        if revived && link.change(hangs, State::Up(live)) {
             link.heard();
-            link.state.send_replace(State::Up(live));
         } else {
-            link.state.send_replace(State::Connecting {
-                since: Instant::now(),
-            });
-            mender.connect_until_it_works().await;
+            link.change(hangs, State::connecting());
+            another.await;
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Where the connections to one master come from.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +8,6 @@ use futures::future::join_all;
 use redis::io::tcp::socket2::TcpKeepalive;
 use redis::{AsyncConnectionConfig, Client, ConnectionAddr, FromRedisValue, RedisResult};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
 
 use super::request::scripts;
 use super::wire::{Given, Wire};
@@ -57,24 +55,11 @@ impl Source {
         matches!(self, Self::Client(_))
     }
 
-    /// Opens a connection.
-    ///
-    /// Before it can be used, its predecessor is closed at the master's end. Whatever was still under way there
-    /// is refused from then on, so that no request sent on the new connection is overtaken by one of the old.
-    /// A master that does not allow it, or does not know the command, is used all the same.
-    pub(crate) async fn connect(
-        &self,
-        predecessor: Option<Identity>,
-        within: Duration,
-    ) -> RedisResult<(Wire, Option<Identity>)> {
+    /// Opens a connection; to be prepared before use.
+    pub(crate) async fn open(&self) -> RedisResult<Wire> {
         let client = match self {
             Self::Client(client) => client,
-            Self::Given(connection) => {
-                let wire = Wire::to(Arc::clone(connection));
-                // Handed over by the first poll, before any other request; nobody needs the reply.
-                let _ = load_scripts(&wire).now_or_never();
-                return Ok((wire, None));
-            }
+            Self::Given(connection) => return Ok(Wire::to(Arc::clone(connection))),
         };
         install_crypto_provider(client);
         let config = AsyncConnectionConfig::new()
@@ -82,24 +67,29 @@ impl Source {
             .set_response_timeout(None)
             .set_connection_timeout(None)
             .set_pipeline_buffer_size(Semaphore::MAX_PERMITS);
-        let connect = async {
-            let connection = client
-                .get_multiplexed_async_connection_with_config(&config)
-                .await?;
-            let wire = Wire::Own(connection);
-            let ((), identity, ()) = futures::join!(
-                close(&wire, predecessor),
-                identify(&wire),
-                load_scripts(&wire)
-            );
-            Ok((wire, identity))
-        };
-        match timeout(within, connect).await {
-            Ok(connected) => connected,
-            Err(_) => {
-                let error = format!("timed out after {within:?}");
-                Err(io::Error::new(io::ErrorKind::TimedOut, error).into())
-            }
+        let connection = client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await?;
+        Ok(Wire::Own(connection))
+    }
+}
+
+/// Makes a connection ready for use, and tells what it is called at the master's end.
+///
+/// Its predecessor is closed there. Whatever was still under way on that is refused from then on, so that no
+/// request sent on the new connection is overtaken by one of the old. A master that does not allow it, or does not
+/// know the command, is used all the same.
+pub(crate) async fn prepare(wire: &Wire, predecessor: Option<Identity>) -> Option<Identity> {
+    match wire {
+        Wire::Own(_) => {
+            let ((), identity, ()) =
+                futures::join!(close(wire, predecessor), identify(wire), load_scripts(wire));
+            identity
+        }
+        Wire::Given(_) => {
+            // Handed over by the first poll, before any other request; nobody needs the reply.
+            let _ = load_scripts(wire).now_or_never();
+            None
         }
     }
 }
