@@ -10,7 +10,7 @@ use rand::RngExt;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
-use tokio_redlock::{Redlock, ReleaseError, RetryPolicy};
+use tokio_redlock::{KeepAlive, Redlock, ReleaseError, RetryPolicy};
 
 use crate::report::Report;
 use crate::witness::{Found, Witness};
@@ -18,11 +18,15 @@ use crate::{Result, clock};
 
 pub(crate) const TASKS: usize = 2;
 pub(crate) const RESOURCE: &str = "invoice:42";
-pub(crate) const TTL: Duration = Duration::from_secs(2);
+pub(crate) const TTL: Duration = Duration::from_secs(1);
 
 /// How long a task holds the lock, and how long it then does something else, in milliseconds.
 const HOLD: Range<u64> = 10..50;
 const PAUSE: Range<u64> = 5..50;
+
+/// One lock in so many is held for longer than its ttl, which takes keeping it alive.
+const ONE_LONG_IN: u32 = 60;
+const LONG_HOLD: Range<u64> = 1_500..2_000;
 
 /// Competes until the parent closes the pipe, or is no more.
 #[tokio::main]
@@ -53,7 +57,7 @@ pub(crate) async fn run(witness: Witness, masters: Vec<String>) -> Result<()> {
 async fn compete(dlm: Redlock, witness: Witness) -> Result<Infallible> {
     loop {
         let asked = Instant::now();
-        let guard = dlm.lock(RESOURCE, TTL).await?;
+        let guard = dlm.lock(RESOURCE, TTL).keep_alive(KeepAlive::new()).await?;
         let (at, waited) = (clock::now(), asked.elapsed());
 
         let (found, mark) = witness.enter(guard.validity())?;
@@ -64,12 +68,19 @@ async fn compete(dlm: Redlock, witness: Witness) -> Result<Infallible> {
         }
         let value = guard.value().to_owned();
         say(&Report::Granted { at, waited, value })?;
-        sleep(random(HOLD)).await;
-        drop(mark);
+        let is_long = rand::rng().random_ratio(1, ONE_LONG_IN);
+        let work = random(if is_long { LONG_HOLD } else { HOLD });
+        // Dropped, and the mark with it, should the lock be lost.
+        let done = guard.run(async move {
+            let _mark = mark;
+            sleep(work).await;
+        });
+        let done = done.await;
 
         say(&Report::Released { at: clock::now() })?;
         // That the masters which are down do not confirm it is no surprise.
-        if let Err(ReleaseError::NotHeld { .. }) = guard.release().await {
+        let released = guard.release().await;
+        if done.is_err() || matches!(released, Err(ReleaseError::NotHeld { .. })) {
             say(&Report::Lost)?;
         }
         sleep(random(PAUSE)).await;

@@ -119,7 +119,10 @@ impl Demo {
                     self.kill_holder(place)?;
                 }
             }
-            Report::Released { .. } => worker.state = State::Waiting,
+            Report::Released { .. } => {
+                worker.state = State::Waiting;
+                self.note_long_hold(place)?;
+            }
             Report::Done { .. } => worker.state = State::Done,
             Report::TakenOver => {
                 self.note(
@@ -133,6 +136,20 @@ impl Demo {
             Report::Lost => self.note(false, format!("worker {number} lost the lock early"))?,
         }
         Ok(())
+    }
+
+    fn note_long_hold(&mut self, place: usize) -> Result<()> {
+        let number = place + 1;
+        match self.tally.latest_hold(place) {
+            Some(held) if held > contender::TTL => self.note(
+                false,
+                format!(
+                    "worker {number} held it for {held:.1?}, its ttl is {:?}",
+                    contender::TTL
+                ),
+            ),
+            _ => Ok(()),
+        }
     }
 
     fn miss(&self, place: usize) -> Result<()> {

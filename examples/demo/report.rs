@@ -20,7 +20,7 @@ pub(crate) enum Report {
     },
     /// About to release.
     Released { at: Duration },
-    /// A release came too late: the lock had been lost.
+    /// The lock had been lost before its release.
     Lost,
     /// The last report.
     Done {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::contender;
 use crate::note::Note;
 use crate::tally::Tally;
 
@@ -56,6 +57,12 @@ impl fmt::Display for Summary {
             writeln!(f, "longest gap  {:.3?}: {cause}", gap.length)?;
         }
 
+        let long = tally.held_longer_than(contender::TTL);
+        writeln!(
+            f,
+            "kept alive   {long} for longer than their ttl of {:?}",
+            contender::TTL
+        )?;
         let (over, lost) = (tally.taken_over, tally.lost);
         writeln!(f, "taken over   {over} from a dead holder, after its ttl")?;
         writeln!(f, "lost         {lost} while held")?;

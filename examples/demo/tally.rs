@@ -19,6 +19,15 @@ struct Hold {
     end: Option<End>,
 }
 
+impl Hold {
+    fn length(&self) -> Option<Duration> {
+        match self.end? {
+            End::Released(at) => Some(at.saturating_sub(self.granted)),
+            End::Killed(_) => None,
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 enum End {
     Released(Duration),
@@ -62,6 +71,18 @@ impl Tally {
         let times = before.saturating_sub(time)..before;
         let granted = self.holds.iter().map(|hold| hold.granted);
         granted.filter(|at| times.contains(at)).count()
+    }
+
+    /// How long the latest lock of a worker was held, if it was released.
+    pub(crate) fn latest_hold(&self, worker: usize) -> Option<Duration> {
+        let mut latest_first = self.holds.iter().rev();
+        latest_first.find(|hold| hold.worker == worker)?.length()
+    }
+
+    /// How many locks were held for longer than that.
+    pub(crate) fn held_longer_than(&self, time: Duration) -> usize {
+        let lengths = self.holds.iter().filter_map(Hold::length);
+        lengths.filter(|length| *length > time).count()
     }
 
     pub(crate) fn gaps(&self) -> Vec<Gap> {
