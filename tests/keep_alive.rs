@@ -135,7 +135,7 @@ async fn long_work(work: Duration) -> Option<()> {
 async fn long_work_is_under_the_lock_whichever_master_is_killed_or_hangs_in_turn() {
     for _ in 0..5 {
         let stalls = Stalls::watch();
-        let kept = long_work(soak().unwrap_or(Duration::from_secs(8))).await;
+        let kept = long_work(soak().unwrap_or(Duration::from_secs(30))).await;
         let longest = stalls.longest();
         if kept.is_some() {
             return;
@@ -208,9 +208,9 @@ async fn a_renewal_that_fails_on_a_majority_for_700_ms_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_renewal_that_fails_on_a_majority_for_a_sixth_of_the_ttl_loses_nothing() {
-    let ttl = soak().unwrap_or(Duration::from_millis(4_500));
-    survives(ttl, Proxy::hang, ttl / 6).await;
+async fn renewals_that_fail_on_a_majority_for_5_s_of_30_lose_nothing() {
+    let (ttl, long) = (Duration::from_secs(30), Duration::from_secs(5));
+    survives(ttl, Proxy::hang, long).await;
 }
 
 /// How many renewals there are in so much time, by the third of the ttl.

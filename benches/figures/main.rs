@@ -3,7 +3,8 @@
 //!
 //! ```sh
 //! cargo bench --bench figures                 # all tables
-//! cargo bench --bench figures -- cycle        # one of: cycle, frozen, memory, contended, drop
+//! cargo bench --bench figures -- cycle        # one of: cycle, frozen, memory, contended, drop, lost,
+//!                                             # kept-alive
 //! ```
 //!
 //! A busy machine slows both sides of a comparison. So they take turns, many short ones, and what counts is the median
@@ -15,6 +16,8 @@ mod contended;
 mod cycle;
 mod drop;
 mod frozen;
+mod kept_alive;
+mod lost;
 mod memory;
 mod process;
 mod stats;
@@ -29,12 +32,14 @@ use bed::Bed;
 /// Measures on the masters and prints.
 type Print = fn(&Bed);
 
-const TABLES: [(&str, Print); 5] = [
+const TABLES: [(&str, Print); 7] = [
     ("cycle", cycle::print),
     ("frozen", frozen::print),
     ("memory", memory::print),
     ("contended", contended::print),
     ("drop", drop::print),
+    ("lost", lost::print),
+    ("kept-alive", kept_alive::print),
 ];
 
 fn main() -> ExitCode {

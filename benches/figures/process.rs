@@ -19,10 +19,17 @@ pub(crate) fn cpu_time() -> Duration {
 
 /// The memory that is resident, in bytes; `None` where there is no /proc.
 pub(crate) fn resident() -> Option<usize> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kibibytes: usize = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    let kibibytes = status("VmRSS:")?;
     Some(kibibytes * 1024)
+}
+
+/// How many threads there are; `None` where there is no /proc.
+pub(crate) fn threads() -> Option<usize> {
+    status("Threads:")
+}
+
+fn status(field: &str) -> Option<usize> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+    line.trim().trim_end_matches(" kB").parse().ok()
 }
