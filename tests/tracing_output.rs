@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use redis::cmd;
-use support::{Logs, Server, eventually_async, unique};
+use support::{Logs, Proxy, Server, eventually_async, unique};
 use tokio_redlock::{LockError, Redlock, RedlockBuilder, ReleaseError, RetryPolicy};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -374,6 +374,26 @@ async fn a_master_that_hangs_until_its_connection_is_given_up_is_warned_of_once(
         assert_eq!(dlm.shutdown(LONG).await, 0);
         assert_failed_once(&logs, &servers[0]);
     }
+}
+
+#[tokio::test]
+async fn a_master_that_is_always_too_late_is_warned_of_once() {
+    let servers = Server::many::<3>();
+    let proxy = Proxy::start(&servers[0]);
+    let others = builder(&servers[1..]).request_timeout(100 * MS);
+    let dlm = others.master(proxy.url()).build().unwrap();
+    use_often(&dlm).await;
+    let logs = capture();
+    proxy.delay_answers(150 * MS);
+    let start = Instant::now();
+    while start.elapsed() < 1_000 * MS {
+        use_often(&dlm).await;
+    }
+    let [warnings, infos] = ["WARN", "INFO"].map(|level| of_level(&logs, level));
+    assert_eq!(warnings.len(), 1, "{warnings:#?}");
+    assert!(infos.is_empty(), "{infos:#?}");
+    proxy.resume();
+    answers_again(&dlm, &logs).await;
 }
 
 #[tokio::test]
