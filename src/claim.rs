@@ -74,6 +74,8 @@ impl Claim {
         let mut claim = Self::new(shared, key, value, runtime);
         claim.trail = Trail::of_another(shared.masters.count());
         claim.lease().grant(valid_until);
+        let left = claim.now().until(valid_until).as_millis();
+        claim.longest_ttl = AtomicU64::new(u64::try_from(left).unwrap_or(u64::MAX));
         claim
     }
 
@@ -142,19 +144,24 @@ impl Claim {
     pub(crate) async fn extend(&self, ttl: Duration) -> Result<(), ExtendError> {
         let ttl = Ttl::new(ttl, self.shared.drift)?;
         let request = Request::extend(self.key.as_bytes(), &self.value, ttl);
-        self.prolong(ttl, request).await
+        self.prolong(ttl, request, Lease::extend).await
     }
 
     /// Makes a claim of another our own, by asking all masters to lengthen the key.
     pub(crate) async fn adopt(&self, ttl: Duration) -> Result<(), ExtendError> {
         let ttl = Ttl::new(ttl, self.shared.drift)?;
         let request = Request::adopt(self.key.as_bytes(), &self.value, ttl);
-        self.prolong(ttl, request).await?;
+        self.prolong(ttl, request, Lease::adopt).await?;
         self.trail.adopted();
         Ok(())
     }
 
-    async fn prolong(&self, ttl: Ttl, request: Request) -> Result<(), ExtendError> {
+    async fn prolong(
+        &self,
+        ttl: Ttl,
+        request: Request,
+        confirm: fn(&mut Lease, Moment, Moment) -> Result<(), Loss>,
+    ) -> Result<(), ExtendError> {
         let start = self.now();
         let lost = |loss, ballots| {
             let resource = name(self.resource());
@@ -171,8 +178,8 @@ impl Claim {
         if verdict == Verdict::Carried {
             self.leave(round);
             // Only if the old validity has not ended in the meantime, whatever the masters say.
-            let extended = self.lease().extend(self.now(), ttl.valid_until(start));
-            return extended.map_err(|loss| lost(loss, Ballots::default()));
+            let confirmed = confirm(&mut self.lease(), self.now(), ttl.valid_until(start));
+            return confirmed.map_err(|loss| lost(loss, Ballots::default()));
         }
         let not_ours = |vote: &Vote| matches!(vote, Vote::Refused | Vote::Recreated);
         let ballots = round

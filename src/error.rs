@@ -280,7 +280,7 @@ pub enum ReleaseError {
     },
     /// Fewer than a quorum answered in time.
     #[error(
-        "too few masters confirmed the release of {resource:?}; where it still is, it goes with its ttl ({ballots})"
+        "too few masters confirmed the release of {resource:?}; it goes on in the background, until the ttl is over at most ({ballots})"
     )]
     Unconfirmed {
         /// The resource, without the key prefix; bytes that are not UTF-8 are replaced.

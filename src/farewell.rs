@@ -1,14 +1,17 @@
 //! Releasing when the runtime is gone: on a thread that lives for a moment, with connections of its own.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::runtime;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::timeout;
 
 use crate::master::{Identity, Request};
 use crate::masters::Masters;
+use crate::trail::Step;
 
 /// How long whoever drops a guard without a runtime is kept waiting: enough for a busy machine, and no noticeable
 /// pause. A master that hangs costs it once, not for every guard.
@@ -17,14 +20,16 @@ pub(crate) const PATIENCE: Duration = Duration::from_millis(250);
 /// The thread that does it. Guards dropped shortly after each other share it and its connections.
 pub(crate) struct Farewell {
     masters: Masters,
+    /// For each of them, whether it was waited for in vain the last time, and so is not waited for again.
+    hopeless: Box<[AtomicBool]>,
     thread: Mutex<Option<UnboundedSender<Wish>>>,
 }
 
 /// A last compare-and-delete.
 pub(crate) struct Wish {
     pub(crate) request: Request,
-    /// The masters that may hold the key.
-    pub(crate) held: Vec<bool>,
+    /// The places of the masters that may hold the key.
+    pub(crate) masters: Vec<usize>,
     /// Those connections that are gone with their runtime: closed first, so that nothing under way there comes after.
     pub(crate) connections: Vec<Option<Identity>>,
     /// Is told whether all of the masters have answered.
@@ -33,7 +38,9 @@ pub(crate) struct Wish {
 
 impl Farewell {
     pub(crate) fn new(masters: Masters) -> Arc<Self> {
+        let hopeless = (0..masters.count()).map(|_| AtomicBool::new(false));
         Arc::new(Self {
+            hopeless: hopeless.collect(),
             masters,
             thread: Mutex::new(None),
         })
@@ -51,10 +58,12 @@ impl Farewell {
                 .spawn(move || farewell.serve(received));
             wishes
         });
-        let _ = wishes.send(wish);
+        if wishes.send(wish).is_err() {
+            *thread = None;
+        }
     }
 
-    fn serve(&self, mut wishes: UnboundedReceiver<Wish>) {
+    fn serve(self: Arc<Self>, mut wishes: UnboundedReceiver<Wish>) {
         let runtime = runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
@@ -65,7 +74,7 @@ impl Farewell {
         };
         runtime.block_on(async {
             while let Some(wish) = self.next(&mut wishes).await {
-                tokio::spawn(grant(self.masters.clone(), wish));
+                tokio::spawn(Arc::clone(&self).grant(wish));
             }
         });
     }
@@ -79,22 +88,50 @@ impl Farewell {
         let wish = wishes.try_recv().ok();
         if wish.is_none() {
             *thread = None;
+            for hopeless in &self.hopeless {
+                hopeless.store(false, Ordering::Relaxed);
+            }
         }
         wish
+    }
+
+    async fn grant(self: Arc<Self>, wish: Wish) {
+        let Wish {
+            request,
+            masters,
+            mut connections,
+            granted,
+        } = wish;
+        let undone = masters.into_iter().map(|place| {
+            let connection = connections[place].take();
+            self.undo(place, connection, &request)
+        });
+        granted(join_all(undone).await.into_iter().all(|undone| undone));
+    }
+
+    /// Asks one master to delete the key, once a connection has been closed there. Tells whether it has answered.
+    async fn undo(&self, place: usize, connection: Option<Identity>, request: &Request) -> bool {
+        let master = self.masters.get(place);
+        let undone = async {
+            if let Some(connection) = connection {
+                master.close(connection, PATIENCE).await;
+            }
+            let vote = master.ask(request.clone(), Step::Undo, PATIENCE);
+            vote.await.is_settled()
+        };
+        let hopeless = &self.hopeless[place];
+        // Not waited for, it is asked all the same.
+        let patience = if hopeless.load(Ordering::Relaxed) {
+            Duration::ZERO
+        } else {
+            PATIENCE
+        };
+        let undone = timeout(patience, undone).await;
+        hopeless.store(undone.is_err(), Ordering::Relaxed);
+        undone.unwrap_or(false)
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<UnboundedSender<Wish>>> {
         self.thread.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-async fn grant(masters: Masters, wish: Wish) {
-    let Wish {
-        request,
-        held,
-        connections,
-        granted,
-    } = wish;
-    let undone = masters.undo_after(connections, &request, &held, PATIENCE);
-    granted(timeout(PATIENCE, undone).await.unwrap_or(false));
 }

@@ -13,6 +13,7 @@ use tracing::{Instrument, field::Empty};
 use crate::claim::Claim;
 use crate::error::{ExtendError, Loss, Lost, ReleaseError, Vote, name};
 use crate::keep_alive;
+use crate::release::Release;
 
 /// A lock that is held. Dropped, it is released in the background.
 ///
@@ -104,6 +105,10 @@ impl LockGuard {
     ///
     /// Nothing is released by an error.
     ///
+    /// # Panics
+    ///
+    /// Outside of a Tokio runtime.
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future leaves the validity as it was; the keys may have been lengthened, and are released
@@ -156,6 +161,10 @@ impl LockGuard {
     ///   is touched.
     /// - [`ReleaseError::Unconfirmed`]: too few masters answered within the request timeout.
     ///
+    /// # Panics
+    ///
+    /// Outside of a Tokio runtime.
+    ///
     /// # Cancel safety
     ///
     /// The masters are asked at the first poll; dropping the future leaves the rest to the background.
@@ -179,7 +188,7 @@ impl LockGuard {
             outcome = Empty
         );
         let started = tokio::time::Instant::now();
-        let Some(release) = self.claim.release() else {
+        let Some(release) = self.let_go() else {
             return Ok(());
         };
         let released = release.decided().instrument(span.clone()).await;
@@ -203,11 +212,24 @@ impl LockGuard {
         result
     }
 
+    fn let_go(&self) -> Option<Release> {
+        // First the claim: no renewal can be sent after its release, wherever the task stands.
+        let release = self.claim.release();
+        if let Some(keep_alive) = &self.keep_alive {
+            keep_alive.abort();
+        }
+        release
+    }
+
     /// Waits until the lock can no longer be trusted; at once if that is so.
     ///
     /// That is when its validity ends, whatever the network does: the deadline was fixed before the last
     /// successful request was sent. It comes earlier when an extension finds that the key is not ours any more
     /// on a quorum, and at the end of the longest lifetime, if one was set. Once lost, a lock stays lost.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a Tokio runtime.
     ///
     /// # Cancel safety
     ///
@@ -238,6 +260,10 @@ impl LockGuard {
     /// # Errors
     ///
     /// [`Lost`]: the lock was lost first, and the future is dropped where it stood.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a Tokio runtime.
     ///
     /// # Cancel safety
     ///
@@ -303,11 +329,7 @@ impl LockGuard {
 
 impl Drop for LockGuard {
     fn drop(&mut self) {
-        // First the claim: no renewal can be sent after its release, wherever the task stands.
-        drop(self.claim.release());
-        if let Some(keep_alive) = &self.keep_alive {
-            keep_alive.abort();
-        }
+        drop(self.let_go());
     }
 }
 
@@ -321,13 +343,10 @@ impl Drop for LockGuard {
 /// use tokio_redlock::Handover;
 ///
 /// // As received from the other process.
-/// let handover = Handover {
-///     resource: b"import".to_vec(),
-///     value: "9f0c1b".to_owned(),
-///     validity: Duration::from_secs(8),
-/// };
+/// let handover = Handover::new("import", "9f0c1b", Duration::from_secs(8));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Handover {
     /// What is locked, without the key prefix.
     pub resource: Vec<u8>,
@@ -335,6 +354,17 @@ pub struct Handover {
     pub value: String,
     /// How long the lock can be trusted. Take off what the way to the other process takes.
     pub validity: Duration,
+}
+
+impl Handover {
+    /// What was received from the other process.
+    pub fn new(resource: impl Into<Vec<u8>>, value: impl Into<String>, validity: Duration) -> Self {
+        Self {
+            resource: resource.into(),
+            value: value.into(),
+            validity,
+        }
+    }
 }
 
 impl fmt::Debug for LockGuard {

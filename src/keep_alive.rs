@@ -8,16 +8,16 @@ use rand::RngExt;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::claim::Claim;
-use crate::error::ExtendError;
+use crate::error::{ExtendError, Loss, name};
 
 /// The longest pause between two attempts at a renewal that has failed.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Keeps a lock alive while its guard exists; see [`LockRequest::keep_alive`](crate::LockRequest::keep_alive).
 ///
-/// The lock is extended every third of its ttl, give or take a tenth. A renewal that fails is tried again, a
-/// tenth of that later, for as long as there is validity left. All of this ends with the guard, or with its
-/// runtime.
+/// The lock is extended every third of its ttl, give or take a tenth. A renewal that fails is tried again a tenth of
+/// that later, and after half a second at most, for as long as there is validity left. All of this ends with the
+/// guard, or with its runtime. A loss is a warning in the log.
 ///
 /// # Examples
 ///
@@ -66,19 +66,27 @@ pub(crate) async fn renew(claim: Arc<Claim>, ttl: Duration) {
         due += spread(interval);
         tokio::select! {
             biased;
-            _ = claim.lost() => return,
+            loss = claim.lost() => return warn_lost(&claim, loss),
             () = sleep_until(due) => {}
         }
         loop {
             match claim.extend(ttl).await {
                 Ok(()) => break,
-                Err(ExtendError::Unconfirmed { .. }) => {
+                Err(error @ ExtendError::Unconfirmed { .. }) => {
+                    tracing::debug!(%error, "not renewed, trying again");
                     sleep(spread((interval / 10).min(LONGEST_PAUSE))).await;
                 }
-                Err(_) => return,
+                Err(ExtendError::Lost { loss, .. }) => return warn_lost(&claim, loss),
+                // It was good when the lock was taken.
+                Err(ExtendError::Ttl(_)) => return,
             }
         }
     }
+}
+
+fn warn_lost(claim: &Claim, loss: Loss) {
+    let resource = name(claim.resource());
+    tracing::warn!(resource, %loss, "a lock that was kept alive is lost");
 }
 
 /// A random time around the given one, so that many locks taken at once are not renewed at once for ever. Never

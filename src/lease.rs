@@ -60,6 +60,14 @@ impl Lease {
         Ok(())
     }
 
+    /// Sets the end of the validity to what the masters have just confirmed, whatever was said of it before; only
+    /// while it is still good.
+    pub(crate) fn adopt(&mut self, now: Moment, valid_until: Moment) -> Result<(), Loss> {
+        self.standing(now)?;
+        self.valid_until = valid_until;
+        self.standing(now).map(drop)
+    }
+
     /// A quorum says that the lock is not ours any more.
     pub(crate) fn lose(&mut self, now: Moment, loss: Loss) {
         if self.standing(now).is_ok() {

@@ -9,7 +9,7 @@ use futures::future::{BoxFuture, join_all};
 use tokio::runtime;
 use tokio::time::timeout;
 
-use crate::error::{Ballots, Vote};
+use crate::error::{Ballots, MasterError, Vote};
 use crate::inspect::Sighting;
 use crate::master::{Identity, Master, Request};
 use crate::quorum::{Tally, Verdict};
@@ -57,23 +57,24 @@ impl Masters {
         step: impl Fn(usize) -> Option<Step>,
         patience: Duration,
     ) -> Round {
-        let poll = Arc::new(Mutex::new(Votes::new(self.count())));
+        let votes = Arc::new(Mutex::new(Votes::new(self.count())));
         let asked = self.0.iter().enumerate().filter_map(|(place, master)| {
             let Some(step) = step(place) else {
-                lock(&poll).cast(place, Vote::Refused);
+                lock(&votes).cast(place, Vote::Refused);
                 return None;
             };
-            let (master, request, poll) = (master.clone(), request.clone(), Arc::clone(&poll));
+            let (master, request, votes) = (master.clone(), request.clone(), Arc::clone(&votes));
             // Boxed, because it is large, and moved on its way to the others.
             Some(Box::pin(async move {
                 let vote = master.ask(request, step, patience).await;
-                lock(&poll).cast(place, vote);
+                lock(&votes).cast(place, vote);
             }))
         });
         let asked = join_all(asked);
         Round {
             masters: self.clone(),
-            votes: poll,
+            votes,
+            patience,
             asked: Some(Box::pin(async move {
                 asked.await;
             })),
@@ -85,31 +86,6 @@ impl Masters {
         self.0.iter().map(|master| master.orphan(gone)).collect()
     }
 
-    /// Asks those masters that may hold a key to delete it, once another connection to each has been closed. Tells
-    /// whether all of them have answered.
-    pub(crate) async fn undo_after(
-        &self,
-        closing: Vec<Option<Identity>>,
-        request: &Request,
-        held: &[bool],
-        patience: Duration,
-    ) -> bool {
-        let masters = self.0.iter().cloned().zip(closing).zip(held);
-        let asked =
-            masters
-                .filter(|(_, held)| **held)
-                .map(|((master, connection), _)| async move {
-                    if let Some(connection) = connection {
-                        master.close(connection, patience).await;
-                    }
-                    master
-                        .ask(request.clone(), Step::Undo, patience)
-                        .await
-                        .is_settled()
-                });
-        join_all(asked).await.into_iter().all(|settled| settled)
-    }
-
     pub(crate) fn get(&self, place: usize) -> Master {
         self.0[place].clone()
     }
@@ -119,6 +95,8 @@ impl Masters {
 pub(crate) struct Round {
     masters: Masters,
     votes: Arc<Mutex<Votes>>,
+    /// How long a master may take to answer.
+    patience: Duration,
     /// The masters that have not answered yet; `None` when all have.
     asked: Option<BoxFuture<'static, ()>>,
 }
@@ -209,12 +187,12 @@ impl Round {
         )
     }
 
-    /// The places of those masters whose vote is not among the ones asked for.
-    pub(crate) fn without(&self, answered: impl Fn(&Vote) -> bool) -> Vec<usize> {
+    /// The places of those masters that have not said whether there was a key to delete.
+    pub(crate) fn unsettled(&self) -> Vec<usize> {
         let votes = lock(&self.votes);
         let votes = votes.cast.iter().enumerate();
-        let unanswered = votes.filter(|(_, vote)| !vote.as_ref().is_some_and(&answered));
-        unanswered.map(|(place, _)| place).collect()
+        let unsettled = votes.filter(|(_, vote)| !vote.as_ref().is_some_and(Vote::is_settled));
+        unsettled.map(|(place, _)| place).collect()
     }
 
     /// Whether all masters have answered or failed.
@@ -236,7 +214,12 @@ impl Round {
         let mut votes = lock(&self.votes);
         for (place, master) in self.masters.0.iter().enumerate() {
             if votes.cast[place].is_none() {
-                let error = master.report_timeout(after);
+                // Given less time than that, it has not failed.
+                let error = if after < self.patience {
+                    MasterError::TimedOut(after)
+                } else {
+                    master.report_timeout(after)
+                };
                 votes.cast(place, Vote::Failed(error));
             }
         }

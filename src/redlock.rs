@@ -174,16 +174,17 @@ impl Redlock {
         ttl: Duration,
         work: impl AsyncFnOnce(&LockGuard) -> T,
     ) -> Result<T, RunError> {
-        self.lock(resource, ttl)
-            .keep_alive(KeepAlive::new())
-            .run(work)
-            .await
+        self.lock(resource, ttl).run(work).await
     }
 
     /// Asks every master who holds a resource. Takes no lock.
     ///
     /// Waits for all masters, for none longer than the request timeout. There is no error: a master that does not
     /// answer is part of the picture.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a Tokio runtime.
     ///
     /// # Examples
     ///
@@ -259,6 +260,10 @@ impl Redlock {
     ///
     /// Call it last, when the guards are dropped: the process can then end without leaving anything behind. The
     /// client can be used after it.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a Tokio runtime.
     ///
     /// # Examples
     ///
@@ -340,7 +345,7 @@ impl LockRequest {
         self
     }
 
-    /// Locks, works, releases: [`Redlock::with_lock`] with the options of this request.
+    /// Locks, keeps the lock alive, works, releases: [`Redlock::with_lock`] with the options of this request.
     ///
     /// # Errors
     ///
@@ -359,7 +364,8 @@ impl LockRequest {
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn run<T>(self, work: impl AsyncFnOnce(&LockGuard) -> T) -> Result<T, RunError> {
+    pub async fn run<T>(mut self, work: impl AsyncFnOnce(&LockGuard) -> T) -> Result<T, RunError> {
+        self.keep_alive.get_or_insert_default();
         let guard = self.await?;
         let done = guard.run(work(&guard)).await;
         if let Err(error) = guard.release().await {

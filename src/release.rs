@@ -1,13 +1,13 @@
 //! Releasing: a compare-and-delete on every master that may hold the key, followed until it is answered or the
 //! key is gone, whoever waits for it and whatever becomes of them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
-use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::runtime::{self, Handle, RuntimeFlavor};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -25,7 +25,7 @@ pub(crate) struct Releases(Arc<Inner>);
 
 struct Inner {
     under_way: watch::Sender<usize>,
-    /// Those that a master has answered in a way that leaves no hope.
+    /// Those that were given up, as far as nobody has been told yet.
     failed: AtomicUsize,
     farewell: Arc<Farewell>,
 }
@@ -47,7 +47,7 @@ impl Releases {
             Ok(_) => 0,
             Err(_) => *self.0.under_way.borrow(),
         };
-        left + self.0.failed.load(Ordering::Relaxed)
+        left + self.0.failed.swap(0, Ordering::Relaxed)
     }
 
     fn begin(&self) -> Ticket {
@@ -59,6 +59,13 @@ impl Releases {
 /// A release under way, counted as long as this exists.
 struct Ticket(Releases);
 
+impl Ticket {
+    fn give_up(&self, key: &Key, reason: &str) {
+        self.0.0.failed.fetch_add(1, Ordering::Relaxed);
+        warn_unconfirmed(key, reason);
+    }
+}
+
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.0.0.under_way.send_modify(|count| *count -= 1);
@@ -66,6 +73,7 @@ impl Drop for Ticket {
 }
 
 /// What is to be released, and where.
+#[derive(Clone)]
 pub(crate) struct Task {
     pub(crate) masters: Masters,
     pub(crate) request: Request,
@@ -124,26 +132,19 @@ impl Release {
 impl Drop for Release {
     fn drop(&mut self) {
         let Some(undo) = self.0.take() else { return };
-        if undo.round.without(Vote::is_settled).is_empty() {
+        if undo.round.unsettled().is_empty() {
+            return;
+        }
+        if is_thread_ending() {
+            undo.finish_elsewhere(None);
             return;
         }
         let own = undo.task.runtime.clone();
-        // A current-thread runtime that we are not within may never run again.
-        let runs = own.runtime_flavor() != RuntimeFlavor::CurrentThread
-            || Handle::try_current().is_ok_and(|here| here.id() == own.id());
-        if runs && !is_thread_ending() {
-            own.spawn(
-                Unattended {
-                    undo: Some(undo),
-                    spawned: true,
-                }
-                .run(),
-            );
+        let is_within = Handle::try_current().is_ok_and(|here| here.id() == own.id());
+        if is_within || own.runtime_flavor() != RuntimeFlavor::CurrentThread {
+            own.spawn(Unattended(Some(undo)).run());
         } else {
-            drop(Unattended {
-                undo: Some(undo),
-                spawned: false,
-            });
+            undo.finish_here_or_elsewhere(&own);
         }
     }
 }
@@ -154,70 +155,65 @@ fn is_thread_ending() -> bool {
 
 /// A release in the background. Should its runtime drop it unfinished when it shuts down, it is finished without
 /// one.
-struct Unattended {
-    undo: Option<Undo>,
-    spawned: bool,
-}
+struct Unattended(Option<Undo>);
 
 impl Unattended {
     async fn run(mut self) {
-        if let Some(undo) = &mut self.undo {
+        if let Some(undo) = &mut self.0 {
             undo.finish().await;
         }
-        self.undo = None;
+        self.0 = None;
     }
 }
 
 impl Drop for Unattended {
     fn drop(&mut self) {
-        let Some(Undo {
-            task,
-            round,
-            ticket,
-        }) = self.undo.take()
-        else {
-            return;
-        };
-        let Task {
-            masters,
-            request,
-            runtime,
-            key,
-            ..
-        } = task;
-        let mut held = vec![false; masters.count()];
-        for place in round.without(Vote::is_settled) {
-            held[place] = true;
-        }
-        drop(round);
-        let farewell = Arc::clone(&ticket.0.0.farewell);
-        let (finished, wait) = sync_channel(1);
-        let wish = Wish {
-            request,
-            held,
-            connections: masters.orphans(self.spawned.then(|| runtime.id())),
-            granted: Box::new(move |granted| {
-                if !granted {
-                    warn_unconfirmed(&key, "its runtime has shut down");
-                }
-                drop(ticket);
-                let _ = finished.try_send(());
-            }),
-        };
-        farewell.send(wish);
-        let wait = move || {
-            let _ = wait.recv_timeout(PATIENCE);
-        };
-        match Handle::try_current() {
-            // A runtime that is alive is not made to wait, but should not end before.
-            Ok(here) if here.id() != runtime.id() => drop(here.spawn_blocking(wait)),
-            // Its own, if we are within it, is shutting down.
-            _ => wait(),
+        if let Some(undo) = self.0.take() {
+            let gone = undo.task.runtime.id();
+            undo.finish_elsewhere(Some(gone));
         }
     }
 }
 
 impl Undo {
+    /// Finishes it without its runtime, if there is one that is gone.
+    fn finish_elsewhere(self, gone: Option<runtime::Id>) {
+        let Self {
+            task,
+            round,
+            ticket,
+        } = self;
+        let unsettled = round.unsettled();
+        drop(round);
+        let key = task.key.clone();
+        let farewell = Arc::clone(&ticket.0.0.farewell);
+        bid(&farewell, &task, unsettled, gone, move |granted| {
+            if !granted {
+                ticket.give_up(&key, "its runtime has shut down");
+            }
+        });
+    }
+
+    /// Finishes it without its runtime, which may never run again; and within it, should it run before that is done.
+    fn finish_here_or_elsewhere(self, own: &Handle) {
+        let (task, unsettled) = (self.task.clone(), self.round.unsettled());
+        let farewell = Arc::clone(&self.ticket.0.0.farewell);
+        let unfinished = Arc::new(Mutex::new(Some(self)));
+        let taken = Arc::clone(&unfinished);
+        own.spawn(async move {
+            let undo = take(&taken);
+            Unattended(undo).run().await;
+        });
+        bid(&farewell, &task, unsettled, None, move |granted| {
+            if granted {
+                drop(take(&unfinished));
+            } else if let Some(undo) = Arc::into_inner(unfinished).and_then(|slot| take(&slot)) {
+                undo.ticket
+                    .give_up(&undo.task.key, "its runtime has shut down");
+            }
+        });
+    }
+
     async fn finish(&mut self) {
         let Self {
             task,
@@ -225,7 +221,7 @@ impl Undo {
             ticket,
         } = self;
         round.ended(task.patience).await;
-        let unsettled = round.without(Vote::is_settled);
+        let unsettled = round.unsettled();
         if unsettled.is_empty() {
             return;
         }
@@ -237,11 +233,44 @@ impl Undo {
         match timeout(left, join_all(asked)).await {
             Ok(votes) if votes.iter().all(Vote::is_settled) => {}
             Ok(_) => {
-                ticket.0.0.failed.fetch_add(1, Ordering::Relaxed);
-                warn_unconfirmed(&task.key, "a master refused it");
+                ticket.give_up(&task.key, "a master refused it");
             }
             Err(_) => warn_unconfirmed(&task.key, "a master did not answer until the ttl was over"),
         }
+    }
+}
+
+fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// Sends what is left of a task without its runtime, and waits for that a moment, where that keeps no runtime from
+/// its work.
+fn bid(
+    farewell: &Arc<Farewell>,
+    task: &Task,
+    unsettled: Vec<usize>,
+    gone: Option<runtime::Id>,
+    granted: impl FnOnce(bool) + Send + 'static,
+) {
+    let (finished, wait) = sync_channel(1);
+    farewell.send(Wish {
+        request: task.request.clone(),
+        masters: unsettled,
+        connections: task.masters.orphans(gone),
+        granted: Box::new(move |is_granted| {
+            granted(is_granted);
+            let _ = finished.try_send(());
+        }),
+    });
+    let wait = move || {
+        let _ = wait.recv_timeout(PATIENCE);
+    };
+    match Handle::try_current() {
+        // A runtime that is alive is not made to wait, but should not end before.
+        Ok(here) if here.id() != task.runtime.id() => drop(here.spawn_blocking(wait)),
+        // Its own, if we are within it, is shutting down.
+        _ => wait(),
     }
 }
 

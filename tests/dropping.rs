@@ -440,6 +440,62 @@ fn a_lock_under_way_as_the_runtime_goes_leaves_nothing() {
     }
 }
 
+#[test]
+fn a_guard_dropped_beside_a_running_runtime_is_released_on_a_master_that_hangs_for_a_while() {
+    for _ in 0..3 {
+        let (servers, runtime) = (Server::many::<3>(), current_thread());
+        let dlm = client(&servers);
+        runtime.block_on(async {
+            drop(lock_everywhere(&dlm, &servers, "warm").await);
+            assert_eq!(dlm.shutdown(LONG).await, 0);
+            servers[0].freeze();
+            let guard = dlm.lock("lock", TTL).await.expect("it is free");
+            let dropping = tokio::task::spawn_blocking(move || {
+                // Not within the runtime.
+                thread::spawn(move || drop(guard)).join()
+            });
+            dropping.await.expect("no panic").expect("no panic");
+            servers[0].thaw();
+            assert_eq!(dlm.shutdown(LONG).await, 0);
+            sleep(SETTLED).await;
+        });
+        assert!(servers.iter().all(|server| server.keys().is_empty()));
+    }
+}
+
+/// Unlike our own connections, those cannot be found to hang by opening others.
+#[test]
+fn a_runtime_ends_soon_though_many_releases_over_given_connections_wait_for_a_master_that_hangs() {
+    let servers = Server::many::<3>();
+    let [home, runtime] = [multi_thread(), current_thread()];
+    let given = home.block_on(async {
+        let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+        let mut given = Redlock::builder();
+        for server in &servers {
+            let client = redis::Client::open(server.url()).expect("a valid URL");
+            let connection = client.get_multiplexed_async_connection_with_config(&config);
+            given = given.connection(connection.await.expect("it accepts connections"));
+        }
+        given
+    });
+    let dlm = runtime.block_on(async {
+        let dlm = given.build().expect("valid masters");
+        drop(dlm.lock("warm", TTL).await.expect("it is free"));
+        assert_eq!(dlm.shutdown(LONG).await, 0);
+        servers[0].freeze();
+        for _ in 0..100 {
+            drop(dlm.lock(unique("lock"), TTL).await.expect("it is free"));
+        }
+        let clean = async || servers[1..].iter().all(|server| server.keys().is_empty());
+        eventually_async("the others are clean", LONG, clean).await;
+        dlm
+    });
+    let start = Instant::now();
+    drop(runtime);
+    assert!(start.elapsed() < BOUND, "{:?}", start.elapsed());
+    drop(dlm);
+}
+
 /// How long a SET is under way in the tests below.
 const LATE: Duration = Duration::from_millis(600);
 

@@ -139,11 +139,8 @@ async fn a_lock_goes_from_one_process_to_another() {
     assert!(output.status.success(), "{text}");
     let line = text.lines().find_map(|line| line.strip_prefix("handover "));
     let (value, millis) = line.and_then(|l| l.split_once(' ')).expect("a handover");
-    let handover = Handover {
-        resource: b"handed over".to_vec(),
-        value: value.to_owned(),
-        validity: Duration::from_millis(millis.parse().expect("a number")) / 2,
-    };
+    let validity = Duration::from_millis(millis.parse().expect("a number")) / 2;
+    let handover = Handover::new("handed over", value, validity);
     assert!(holding(&servers, &handover) >= 2, "left there by its end");
 
     let adopter = redlock(&servers);
@@ -380,23 +377,32 @@ async fn an_adoption_with_a_ttl_that_cannot_be_sends_nothing() {
 #[test]
 fn an_adoption_outside_of_a_runtime_is_an_error() {
     let dlm = Redlock::new(["redis://127.0.0.1:1"]).expect("a valid URL");
-    let handover = Handover {
-        resource: b"r".to_vec(),
-        value: "value".to_owned(),
-        validity: TTL,
-    };
+    let handover = Handover::new("r", "value", TTL);
     let adopted = dlm.adopt(handover, TTL).now_or_never();
     let adopted = adopted.expect("at once");
     assert!(matches!(adopted, Err(AdoptError::NoRuntime)), "{adopted:?}");
 }
 
+/// Somebody forgot to take off what the way took.
 #[tokio::test]
-async fn an_adoption_never_shortens() {
+async fn an_adopted_lock_is_good_for_as_long_as_the_masters_confirmed() {
+    let (servers, resource) = (Server::many::<3>(), unique("r"));
+    let mut handover = leaked(&servers, &resource, Duration::from_secs(2)).await;
+    handover.validity = TTL;
+    let adopter = redlock(&servers);
+    let guard = adopter.adopt(handover, Duration::from_secs(1)).await;
+    let guard = guard.expect("it is still there");
+    assert!(guard.validity() < Duration::from_secs(1));
+    assert_eq!(guard.lost().await, Loss::Expired);
+}
+
+#[tokio::test]
+async fn an_adoption_never_shortens_a_key() {
     let (servers, resource) = (Server::many::<3>(), unique("r"));
     let handover = leaked(&servers, &resource, TTL).await;
     let adopter = redlock(&servers);
     let guard = adopter.adopt(handover, Duration::from_secs(1)).await;
     let guard = guard.unwrap();
-    assert!(guard.validity() > TTL / 2);
+    assert!(guard.validity() < Duration::from_secs(1));
     assert!(servers.iter().all(|s| s.pttl(&resource) > 30_000));
 }

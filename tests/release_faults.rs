@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use redis::cmd;
 use support::{Proxy, Server, eventually_async, unique};
 use tokio::time::sleep;
-use tokio_redlock::{LockGuard, MasterError, Redlock, ReleaseError, Vote};
+use tokio_redlock::inspect::Verdict;
+use tokio_redlock::{ExtendError, LockGuard, MasterError, Redlock, ReleaseError, Vote};
 
 /// Only reached by a test that fails.
 const LONG: Duration = Duration::from_secs(20);
@@ -346,4 +347,44 @@ async fn what_cannot_be_confirmed_is_given_up_when_the_ttl_is_over() {
     assert_eq!(dlm.shutdown(Duration::from_millis(100)).await, 1);
     assert_eq!(dlm.shutdown(LONG).await, 0);
     assert!(Instant::now() >= held_until);
+}
+
+/// A connection that is refused says nothing of the keys that an earlier one has set.
+#[tokio::test]
+async fn a_lock_that_could_not_be_extended_for_want_of_a_password_is_released_all_the_same() {
+    let servers = Server::many::<3>();
+    let set_user = |rule: &str| {
+        for server in &servers {
+            let mut user = cmd("ACL");
+            user.arg(&["SETUSER", "locker", rule, ">secret", "~*", "+@all"]);
+            server.query::<()>(&user);
+        }
+    };
+    set_user("on");
+    let url = |server: &Server| format!("redis://locker:secret@{}", server.addr());
+    let dlm = Redlock::new(servers.each_ref().map(url)).expect("valid URLs");
+    let guard = dlm.lock(unique("resource"), TTL).await.unwrap();
+    let held = async || servers.iter().all(|server| !server.keys().is_empty());
+    eventually_async("every master holds it", LONG, held).await;
+
+    set_user("off");
+    servers.iter().for_each(Server::kill_clients);
+    let refused = async |times: &mut u32| {
+        let extended = guard.extend(TTL).await;
+        let Err(ExtendError::Unconfirmed { ballots, .. }) = extended else {
+            panic!("{extended:?}");
+        };
+        let is_auth = |vote: &Vote| matches!(vote, Vote::Failed(MasterError::Auth(_)));
+        *times += u32::from(ballots.iter().all(|ballot| is_auth(&ballot.vote)));
+        *times > 3
+    };
+    let mut times = 0;
+    eventually_async("refused", LONG, async || refused(&mut times).await).await;
+
+    set_user("on");
+    let released = async || dlm.inspect("other").await.verdict == Verdict::Free;
+    eventually_async("they are connected again", LONG, released).await;
+    guard.release().await.expect("it is still held");
+    assert_eq!(dlm.shutdown(LONG).await, 0);
+    assert!(servers.iter().all(|server| server.keys().is_empty()));
 }

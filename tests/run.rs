@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use support::{Server, eventually_async, unique};
 use tokio::sync::Notify;
-use tokio_redlock::{KeepAlive, LockError, LockGuard, Loss, Lost, Redlock, RetryPolicy, RunError};
+use tokio_redlock::{KeepAlive, LockError, LockGuard, Loss, Redlock, RetryPolicy, RunError};
 
 /// Only reached by a test that fails.
 const LONG: Duration = Duration::from_secs(20);
@@ -161,13 +161,12 @@ async fn work_that_is_longer_than_the_ttl_is_kept_under_the_lock() {
         guard.is_valid()
     };
     assert!(dlm.with_lock(unique("r"), ttl, work).await.unwrap());
-    let lost = dlm.lock(unique("r"), ttl).run(work).await;
+    assert!(dlm.lock(unique("r"), ttl).run(work).await.unwrap());
+    let guard = dlm.lock(unique("r"), ttl).await.unwrap();
+    let lost = guard.run(work(&guard)).await;
     let lost = lost.expect_err("nothing keeps this one alive");
-    let expected = |lost: &Lost| lost.loss == Loss::Expired;
-    assert!(
-        matches!(&lost, RunError::Lost(lost) if expected(lost)),
-        "{lost}"
-    );
+    assert_eq!(lost.loss, Loss::Expired);
+    drop(guard);
     is_free(&dlm, &servers).await;
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use redis::cmd;
 use support::{Logs, Proxy, Server, eventually_async, unique};
-use tokio_redlock::{LockError, Redlock, RedlockBuilder, ReleaseError, RetryPolicy};
+use tokio_redlock::{KeepAlive, LockError, Redlock, RedlockBuilder, ReleaseError, RetryPolicy};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::{DefaultGuard, NoSubscriber, set_default};
@@ -394,6 +394,50 @@ async fn a_master_that_is_always_too_late_is_warned_of_once() {
     assert!(infos.is_empty(), "{infos:#?}");
     proxy.resume();
     answers_again(&dlm, &logs).await;
+}
+
+#[tokio::test]
+async fn a_master_whose_given_connection_fails_is_warned_of_once() {
+    let mut servers = Server::many::<3>();
+    let mut given = Redlock::builder().request_timeout(LONG);
+    for server in &servers {
+        let client = redis::Client::open(server.url()).unwrap();
+        let connection = client.get_multiplexed_async_connection().await;
+        given = given.connection(connection.unwrap());
+    }
+    let dlm = given.build().unwrap();
+    use_often(&dlm).await;
+    let logs = capture();
+    servers[0].kill();
+    let warned = async || {
+        use_often(&dlm).await;
+        !of_level(&logs, "WARN").is_empty()
+    };
+    eventually_async("it is warned of", LONG, warned).await;
+    use_often(&dlm).await;
+    let warnings = of_level(&logs, "WARN");
+    assert_eq!(warnings.len(), 1, "{warnings:#?}");
+    assert!(of_level(&logs, "INFO").is_empty(), "{}", logs.text());
+}
+
+#[tokio::test]
+async fn a_lock_that_was_kept_alive_and_is_lost_is_a_warning() {
+    let servers = Server::many::<3>();
+    let dlm = client(&servers);
+    let resource = unique("resource");
+    let request = dlm.lock(&resource, 1_000 * MS).keep_alive(KeepAlive::new());
+    let guard = request.await.unwrap();
+    assert_held(&servers).await;
+    let logs = capture();
+    assert!(servers.iter().all(|server| server.del(&resource)));
+    guard.lost().await;
+    let warned = async || !lines(&logs, "WARN", "kept alive is lost").is_empty();
+    eventually_async("it is warned of", LONG, warned).await;
+    assert!(
+        lines(&logs, "WARN", &resource).len() == 1,
+        "{}",
+        logs.text()
+    );
 }
 
 #[tokio::test]

@@ -203,6 +203,8 @@ impl Link {
         let reply = wire.send(command).await;
         match &reply {
             Err(Fault::Broken(_)) => self.broken(serial),
+            // Said by a connection that the user gave us, not by the master.
+            Err(Fault::Replied(error)) if error.is_io_error() => {}
             _ => self.heard(),
         }
         reply
@@ -214,7 +216,7 @@ impl Link {
             // This says something about the key, not about the master.
             MasterError::WrongType(_) => false,
             // This is about the connection before the one that is up.
-            MasterError::Disconnected(_) if self.is_up() => false,
+            MasterError::Disconnected(_) if self.source.reconnects() && self.is_up() => false,
             MasterError::Auth(_)
             | MasterError::Forbidden(_)
             | MasterError::Server(_)
@@ -256,7 +258,7 @@ impl Link {
         if now.saturating_sub(since) > millis(self.silence() - self.doubt())
             && !self.probing.swap(true, Ordering::Relaxed)
         {
-            tokio::spawn(Prober(Arc::clone(self)).run(live.clone()));
+            tokio::spawn(Prober(Mender::new(self, false)).run(live.clone()));
         }
     }
 
@@ -273,7 +275,7 @@ impl Link {
     /// Sets a task to connect if the state is such a one, in one step.
     fn connect_if(self: &Arc<Self>, condition: impl FnOnce(&State) -> bool) {
         if self.change(condition, State::connecting()) {
-            let mender = Mender(Arc::clone(self));
+            let mender = Mender::new(self, true);
             tokio::spawn(async move { mender.connect_until_it_works().await });
         }
     }
@@ -289,13 +291,14 @@ impl Link {
         })
     }
 
-    /// Opens a connection; with another attempt beside the first where that takes long: it may have set out
-    /// while the master could not be reached, and come back to nothing.
+    /// Opens a connection. Where that may take longer than usual, with another attempt beside the first: it may
+    /// have set out while the master could not be reached, and come back to nothing.
     async fn open_somehow(&self) -> Result<(), MasterError> {
         let mut attempts = FuturesUnordered::new();
         loop {
             attempts.push(self.open());
-            if let Ok(Some(first)) = timeout(CONNECT_TIMEOUT, attempts.next()).await {
+            let usual = MIN_PAUSE + CONNECT_TIMEOUT + MIN_PAUSE;
+            if let Ok(Some(first)) = timeout(usual, attempts.next()).await {
                 return first;
             }
         }
@@ -334,7 +337,7 @@ impl Link {
         Ok(())
     }
 
-    /// How long a master may keep silent when it is asked for a sign of life: as long as for a request, at least.
+    /// How long a master may keep silent when it is asked for a sign of life: longer where connecting may take longer.
     fn doubt(&self) -> Duration {
         DOUBT.max(self.timeout.saturating_sub(CONNECT_TIMEOUT))
     }
@@ -360,27 +363,35 @@ impl Link {
 }
 
 /// The task that brings a link up. Should its runtime be shut down first, the next request starts another one.
-struct Mender(Arc<Link>);
+struct Mender {
+    link: Arc<Link>,
+    /// Whether the link waits for this task and no other.
+    in_charge: AtomicBool,
+}
 
 impl Drop for Mender {
     fn drop(&mut self) {
-        self.0.state.send_if_modified(|state| {
-            let unfinished = !matches!(state, State::Up(_));
-            if unfinished {
-                *state = State::Idle;
-            }
-            unfinished
-        });
+        if *self.in_charge.get_mut() {
+            self.link.change(|_| true, State::Idle);
+        }
     }
 }
 
 impl Mender {
+    fn new(link: &Arc<Link>, in_charge: bool) -> Self {
+        Self {
+            link: Arc::clone(link),
+            in_charge: AtomicBool::new(in_charge),
+        }
+    }
+
     async fn connect_until_it_works(&self) {
-        let link = &self.0;
+        let link = &self.link;
         let mut pause = MIN_PAUSE;
         loop {
             let started = Instant::now();
             let Err(error) = link.open_somehow().await else {
+                self.in_charge.store(false, Ordering::Relaxed);
                 return;
             };
             link.report(&error);
@@ -398,9 +409,40 @@ impl Mender {
         }
     }
 
+    /// Opens another connection beside one that hangs, unless that one comes back to life first.
+    async fn replace(&self, hung: Live) {
+        let link = &self.link;
+        let reconnects = link.source.reconnects();
+        let mut another = pin!(async {
+            if reconnects {
+                self.connect_until_it_works().await;
+            } else {
+                self.wait_until_unwanted().await;
+            }
+        });
+        let revived = tokio::select! {
+            revived = revives(&hung) => revived,
+            () = &mut another => return,
+        };
+        let hangs = |state: &State| matches!(state, State::Hung(_));
+        if revived && link.change(hangs, State::Up(hung)) {
+            self.in_charge.store(false, Ordering::Relaxed);
+            link.heard();
+        } else if reconnects {
+            link.change(hangs, State::connecting());
+            another.await;
+        }
+    }
+
+    async fn wait_until_unwanted(&self) {
+        while !self.is_unwanted() {
+            sleep(UNWANTED / 10).await;
+        }
+    }
+
     /// Nobody waits for this master, and nobody has asked for it lately, or can any more.
     fn is_unwanted(&self) -> bool {
-        let link = &self.0;
+        let link = &self.link;
         let unasked = link.since(&link.wanted) > UNWANTED || Arc::strong_count(link) == 1;
         unasked && link.state.receiver_count() == 0
     }
@@ -408,40 +450,28 @@ impl Mender {
 
 /// The task that finds out whether a silent master hangs, and replaces the connection to one that does, unless
 /// the old one comes back to life first.
-struct Prober(Arc<Link>);
+struct Prober(Mender);
 
 impl Drop for Prober {
     fn drop(&mut self) {
-        self.0.probing.store(false, Ordering::Relaxed);
+        self.0.link.probing.store(false, Ordering::Relaxed);
     }
 }
 
 impl Prober {
     async fn run(self, live: Live) {
-        let link = &self.0;
+        let Self(mender) = &self;
+        let link = &mender.link;
         let ping = link.exchange(live.clone(), ping());
         if timeout(link.doubt(), ping).await.is_ok() {
             return;
         }
         let current =
             |state: &State| matches!(state, State::Up(current) if current.serial == live.serial);
-        let hangs = link.change(current, State::Hung(live.clone()));
-        if !hangs {
-            return;
-        }
-        link.report(&MasterError::Hung(link.silence()));
-        let mender = Mender(Arc::clone(link));
-        let mut another = pin!(mender.connect_until_it_works());
-        let revived = tokio::select! {
-            revived = revives(&live) => revived,
-            () = &mut another, if link.source.reconnects() => return,
-        };
-        let hangs = |state: &State| matches!(state, State::Hung(_));
-        if revived && link.change(hangs, State::Up(live)) {
-            link.heard();
-        } else {
-            link.change(hangs, State::connecting());
-            another.await;
+        if link.change(current, State::Hung(live.clone())) {
+            mender.in_charge.store(true, Ordering::Relaxed);
+            link.report(&MasterError::Hung(link.silence()));
+            mender.replace(live).await;
         }
     }
 }
@@ -449,10 +479,11 @@ impl Prober {
 /// Waits for a sign of life; `false` if the connection breaks instead.
 async fn revives(live: &Live) -> bool {
     loop {
-        match timeout(SILENCE, live.wire.clone().send(ping())).await {
-            Ok(Err(Fault::Broken(_))) => return false,
-            Ok(_) => return true,
-            Err(_) => {}
+        match live.wire.clone().send(ping()).await {
+            Err(Fault::Broken(_)) => return false,
+            // Said by a connection that the user gave us, not by the master.
+            Err(Fault::Replied(error)) if error.is_io_error() => sleep(SILENCE).await,
+            Ok(_) | Err(Fault::Replied(_)) => return true,
         }
     }
 }

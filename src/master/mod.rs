@@ -90,12 +90,7 @@ impl Master {
             Ok(None) => Vote::Unheard,
             Err(error) => Vote::Failed(error),
         };
-        let has_left_nothing = match &vote {
-            Vote::Refused => true,
-            Vote::Failed(error) => error.is_refusal(),
-            Vote::Granted | Vote::Recreated | Vote::Unheard => false,
-        };
-        if has_left_nothing {
+        if matches!(vote, Vote::Refused) {
             step.undone();
         }
         vote
@@ -156,7 +151,12 @@ impl Master {
                     command = request.command_with_text();
                 }
                 Err(Fault::Replied(error) | Fault::Broken(error)) => {
-                    return Err(MasterError::from_redis(error));
+                    let error = MasterError::from_redis(error);
+                    // Said of this very request; what a connection is refused for says nothing of an earlier one.
+                    if error.is_refusal() {
+                        step.undone();
+                    }
+                    return Err(error);
                 }
             }
         }
