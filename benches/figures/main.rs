@@ -23,6 +23,7 @@ mod process;
 mod stats;
 mod table;
 mod target;
+mod turn;
 
 use std::env;
 use std::process::ExitCode;
