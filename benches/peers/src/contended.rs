@@ -8,7 +8,7 @@ use crate::stats::percentile;
 use crate::table::{Table, per_second, time};
 
 /// Tasks, and how often they come at once.
-const CONTESTS: [(u32, usize); 2] = [(8, 20), (64, 4)];
+const CONTESTS: [(u32, usize); 2] = [(8, 30), (64, 8)];
 
 /// A rival's contests.
 #[derive(Default)]

@@ -118,9 +118,9 @@ pub(crate) fn print<const N: usize>(
         ]);
     }
     table.print(&format!(
-        "In {ROUNDS} rounds the master is frozen under each, for {CYCLES} cycles or {TURN:?}, and what it had noticed is \
-         forgotten in between. Hung: longer than {HUNG:?}. Keys left are counted once the master goes on."
+        "In {ROUNDS} rounds the master is frozen under each, for {CYCLES} cycles or {TURN:?}; in between it answers, so that \
+         each has to notice anew. Hung: longer than {HUNG:?}. Keys left are counted once the master goes on."
     ));
     let medians = ordeals.map(|ordeal| percentile(&ordeal.run.locks, 50));
-    picture.less("Lock, median, one of five masters frozen", medians, time);
+    picture.less("Lock p50, one of five masters frozen", medians, time);
 }

@@ -70,7 +70,7 @@ pub(crate) fn print<const N: usize>(
         table(rivals, tasks, &turns);
         let medians = |figure: &Figure| turns.each_ref().map(|turns| of(figure, turns));
         match tasks {
-            1 => picture.less("Lock, median", medians(&LOCK), LOCK.show),
+            1 => picture.less("Lock p50", medians(&LOCK), LOCK.show),
             64 => picture.more("Cycles, 64 tasks", medians(&CYCLES), CYCLES.show),
             _ => {}
         }
@@ -111,7 +111,7 @@ fn table<const N: usize>(rivals: [&dyn Contender; N], tasks: u32, turns: &[Vec<T
     let cycles: usize = turns[0].iter().map(|turn| turn.run.locks.len()).sum();
     table.print(&format!(
         "Medians of {ROUNDS} rounds, {cycles} cycles in all. CPU is that of the client. Commands: SET, EVAL and EVALSHA; \
-         10 are the least. Keys left on all masters, though every lock was released."
+         10 ask each master to lock and to release. Keys left: on all masters, though every lock was released."
     ));
 }
 

@@ -147,12 +147,12 @@ pub(crate) fn print<const N: usize>(
     }
     table.print(&format!(
         "Counted {GRACE:?} after the last of {LOCKS}, {ROUNDS} times. Early return: by `?` between lock and release. \
-         Cancelled: the future of the lock is dropped at a random time within what a lock usually takes. rslock, \
-         distributed-lock and the floor do not release on drop, and rslock and distributed-lock say so. distributed-lock \
-         returns with the third master's grant and releases on those three only; what the other two are still to do stays."
+         Cancelled: the future of the lock is dropped at a random time within what a lock usually takes. rslock does not \
+         release on drop, and says so. Nor does distributed-lock, whose documentation says that it does; and it releases \
+         only on the three masters that had granted when it returned, so that the keys of the other two stay."
     ));
     let [.., cancelled] = sums;
-    let title = format!("Keys left behind by locks of {of} that were cancelled");
+    let title = format!("Cancelled locks of {of} that left keys");
     let show = |locks| format!("{locks}");
     picture.less(&title, cancelled.map(|sum| f64::from(sum.locks)), show);
 }

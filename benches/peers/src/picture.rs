@@ -17,6 +17,7 @@ pub(crate) struct Picture<const N: usize> {
 
 struct Panel<const N: usize> {
     title: String,
+    hint: &'static str,
     bars: [Bar; N],
 }
 
@@ -34,22 +35,29 @@ impl<const N: usize> Picture<N> {
 
     /// Adds a panel of what should be large.
     pub(crate) fn more(&mut self, title: &str, values: [f64; N], show: impl Fn(f64) -> String) {
-        self.panel(format!("{title} (more is better)"), values, show);
+        self.panel(title, "more is better", values, show);
     }
 
     /// Adds a panel of what should be small.
     pub(crate) fn less(&mut self, title: &str, values: [f64; N], show: impl Fn(f64) -> String) {
-        self.panel(format!("{title} (less is better)"), values, show);
+        self.panel(title, "less is better", values, show);
     }
 
-    fn panel(&mut self, title: String, values: [f64; N], show: impl Fn(f64) -> String) {
+    fn panel(
+        &mut self,
+        title: &str,
+        hint: &'static str,
+        values: [f64; N],
+        show: impl Fn(f64) -> String,
+    ) {
         // Neither what is not a number nor nothing but zeros makes a bar.
         let longest = values.into_iter().fold(f64::MIN_POSITIVE, f64::max);
         let bars = values.map(|value| Bar {
             share: (value / longest).max(0.0),
             label: show(value),
         });
-        self.panels.push(Panel { title, bars });
+        let title = title.to_owned();
+        self.panels.push(Panel { title, hint, bars });
     }
 }
 
@@ -64,6 +72,7 @@ impl<const N: usize> Display for Picture<N> {
 <style>
 text {{ font: 13px system-ui, sans-serif; fill: #1f2328 }}
 .title {{ font-weight: 600 }}
+.hint {{ font-weight: normal; fill-opacity: 0.7 }}
 .name {{ text-anchor: end }}
 rect {{ fill: #8c959f }}
 .ours {{ fill: #0969da }}
@@ -86,16 +95,17 @@ rect {{ fill: #8c959f }}
 
 impl<const N: usize> Panel<N> {
     fn draw(&self, f: &mut Formatter<'_>, names: [&str; N]) -> fmt::Result {
-        let title = &self.title;
+        let Self { title, hint, bars } = self;
         writeln!(
             f,
-            r#"<text class="title" x="{MARGIN}" y="{LINE}">{title}</text>"#
+            r#"<text class="title" x="{MARGIN}" y="{LINE}">{title}<tspan class="hint"> ({hint})</tspan></text>"#
         )?;
-        for (place, (name, bar)) in (0..).zip(names.into_iter().zip(&self.bars)) {
+        for (place, (name, bar)) in (0..).zip(names.into_iter().zip(bars)) {
             let top = (place + 1) * LINE + 8;
             let base = top + 13;
             let ours = if place == 0 { r#" class="ours""# } else { "" };
-            let width = bar.share * BAR_WIDTH;
+            // The shortest is a line to begin at.
+            let width = (bar.share * BAR_WIDTH).max(1.0);
             let name_right = BAR_LEFT - 6;
             let label_left = f64::from(BAR_LEFT) + width + 6.0;
             let label = &bar.label;
