@@ -98,7 +98,7 @@ impl<const N: usize> Panel<N> {
         let Self { title, hint, bars } = self;
         writeln!(
             f,
-            r#"<text class="title" x="{MARGIN}" y="{LINE}">{title}<tspan class="hint"> ({hint})</tspan></text>"#
+            r#"<text class="title" x="{MARGIN}" y="{LINE}">{title}<tspan class="hint" dx="6">{hint}</tspan></text>"#
         )?;
         for (place, (name, bar)) in (0..).zip(names.into_iter().zip(bars)) {
             let top = (place + 1) * LINE + 8;
