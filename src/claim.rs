@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use crate::clock::Moment;
 use crate::error::{Ballots, ExtendError, Loss, Vote, name};
+use crate::key::Key;
 use crate::lease::Lease;
 use crate::master::Request;
 use crate::masters::Round;
@@ -28,7 +29,7 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
 pub(crate) struct Claim {
     shared: Arc<Shared>,
-    key: Arc<[u8]>,
+    key: Key,
     value: Value,
     trail: Arc<Trail>,
     lease: Mutex<Lease>,
@@ -48,15 +49,10 @@ pub(crate) enum Failure {
 }
 
 impl Claim {
-    pub(crate) fn new(
-        shared: &Arc<Shared>,
-        key: &Arc<[u8]>,
-        value: Value,
-        runtime: Handle,
-    ) -> Self {
+    pub(crate) fn new(shared: &Arc<Shared>, key: &Key, value: Value, runtime: Handle) -> Self {
         Self {
             shared: Arc::clone(shared),
-            key: Arc::clone(key),
+            key: key.clone(),
             value,
             trail: Trail::new(shared.masters.count()),
             lease: Mutex::new(Lease::new()),
@@ -70,7 +66,7 @@ impl Claim {
     /// stays as it was.
     pub(crate) fn of_another(
         shared: &Arc<Shared>,
-        key: &Arc<[u8]>,
+        key: &Key,
         value: Value,
         runtime: Handle,
         valid_until: Moment,
@@ -82,7 +78,7 @@ impl Claim {
     }
 
     pub(crate) fn resource(&self) -> &[u8] {
-        &self.key[self.shared.key_prefix.len()..]
+        self.key.resource()
     }
 
     pub(crate) fn value(&self) -> &str {
@@ -119,7 +115,7 @@ impl Claim {
     ) -> Result<(), (Failure, Ballots)> {
         let start = self.now();
         let valid_until = ttl.valid_until(start);
-        let request = Request::acquire(&self.key, &self.value, ttl);
+        let request = Request::acquire(self.key.as_bytes(), &self.value, ttl);
         let (verdict, round) = self.ask(&request, ttl, start.until(valid_until)).await;
         if verdict == Verdict::Carried && self.now() < valid_until {
             let mut lease = self.lease();
@@ -145,14 +141,14 @@ impl Claim {
     /// Asks all masters to lengthen the key, or to set it again where it is missing.
     pub(crate) async fn extend(&self, ttl: Duration) -> Result<(), ExtendError> {
         let ttl = Ttl::new(ttl, self.shared.drift)?;
-        let request = Request::extend(&self.key, &self.value, ttl);
+        let request = Request::extend(self.key.as_bytes(), &self.value, ttl);
         self.prolong(ttl, request).await
     }
 
     /// Makes a claim of another our own, by asking all masters to lengthen the key.
     pub(crate) async fn adopt(&self, ttl: Duration) -> Result<(), ExtendError> {
         let ttl = Ttl::new(ttl, self.shared.drift)?;
-        let request = Request::adopt(&self.key, &self.value, ttl);
+        let request = Request::adopt(self.key.as_bytes(), &self.value, ttl);
         self.prolong(ttl, request).await?;
         self.trail.adopted();
         Ok(())
@@ -214,13 +210,13 @@ impl Claim {
         let ttl = Duration::from_millis(self.longest_ttl.load(Ordering::Relaxed));
         let task = Task {
             masters: masters.clone(),
-            request: Request::release(&self.key, &self.value),
+            request: Request::release(self.key.as_bytes(), &self.value),
             held,
             gone: clock.now().after(ttl).after(drift.over(ttl)),
             clock: *clock,
             patience: *request_timeout,
             runtime: self.runtime.clone(),
-            resource: self.resource().into(),
+            key: self.key.clone(),
         };
         Some(Release::begin(task, releases))
     }

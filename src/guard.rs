@@ -13,7 +13,6 @@ use tracing::{Instrument, field::Empty};
 use crate::claim::Claim;
 use crate::error::{ExtendError, Loss, Lost, ReleaseError, Vote, name};
 use crate::keep_alive;
-use crate::quorum::Verdict;
 
 /// A lock that is held. Dropped, it is released in the background.
 ///
@@ -173,25 +172,34 @@ impl LockGuard {
     /// # }
     /// ```
     pub async fn release(self) -> Result<(), ReleaseError> {
-        let resource = name(self.resource());
-        let span = tracing::debug_span!("release", resource, elapsed = Empty, outcome = Empty);
+        let span = tracing::debug_span!(
+            "release",
+            resource = name(self.resource()),
+            elapsed = Empty,
+            outcome = Empty
+        );
         let started = tokio::time::Instant::now();
         let Some(release) = self.claim.release() else {
             return Ok(());
         };
-        let (verdict, ballots) = release.decided().instrument(span.clone()).await;
+        let released = release.decided().instrument(span.clone()).await;
         span.record("elapsed", tracing::field::debug(started.elapsed()));
-        let (outcome, result) = if verdict == Verdict::Carried {
-            ("released", Ok(()))
-        } else if !ballots.is_quorum(|vote| !matches!(vote, Vote::Refused)) {
-            ("not held", Err(ReleaseError::NotHeld { resource, ballots }))
-        } else {
-            (
-                "unconfirmed",
-                Err(ReleaseError::Unconfirmed { resource, ballots }),
-            )
-        };
-        span.record("outcome", outcome);
+        let result = released.map_err(|ballots| {
+            let resource = name(self.resource());
+            if ballots.is_quorum(|vote| !matches!(vote, Vote::Refused)) {
+                ReleaseError::Unconfirmed { resource, ballots }
+            } else {
+                ReleaseError::NotHeld { resource, ballots }
+            }
+        });
+        span.record(
+            "outcome",
+            match &result {
+                Ok(()) => "released",
+                Err(ReleaseError::NotHeld { .. }) => "not held",
+                Err(ReleaseError::Unconfirmed { .. }) => "unconfirmed",
+            },
+        );
         result
     }
 

@@ -68,6 +68,7 @@ mod farewell;
 mod guard;
 pub mod inspect;
 mod keep_alive;
+mod key;
 mod lease;
 mod master;
 mod masters;

@@ -64,10 +64,11 @@ impl Masters {
                 return None;
             };
             let (master, request, poll) = (master.clone(), request.clone(), Arc::clone(&poll));
-            Some(async move {
+            // Boxed, because it is large, and moved on its way to the others.
+            Some(Box::pin(async move {
                 let vote = master.ask(request, step, patience).await;
                 lock(&poll).cast(place, vote);
-            })
+            }))
         });
         let asked = join_all(asked);
         Round {

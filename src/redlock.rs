@@ -16,6 +16,7 @@ use crate::error::{AdoptError, Attempts, BuildError, LockError, RunError, name};
 use crate::guard::{Handover, LockGuard};
 use crate::inspect::Inspection;
 use crate::keep_alive::KeepAlive;
+use crate::key::Key;
 use crate::master::Request;
 use crate::retry::RetryPolicy;
 use crate::shared::Shared;
@@ -109,7 +110,7 @@ impl Redlock {
     pub fn lock(&self, resource: impl AsRef<[u8]>, ttl: Duration) -> LockRequest {
         LockRequest {
             shared: Arc::clone(&self.shared),
-            resource: resource.as_ref().into(),
+            key: self.shared.key(resource.as_ref()),
             ttl,
             retry: self.shared.retry.clone(),
             keep_alive: None,
@@ -202,7 +203,7 @@ impl Redlock {
             request_timeout,
             ..
         } = &*self.shared;
-        let request = Request::inspect(&self.shared.key(resource.as_ref()));
+        let request = Request::inspect(self.shared.key(resource.as_ref()).as_bytes());
         Inspection::new(masters.look(&request, *request_timeout).await)
     }
 
@@ -303,7 +304,7 @@ impl fmt::Debug for Redlock {
 #[must_use = "nothing is locked until the request is awaited"]
 pub struct LockRequest {
     shared: Arc<Shared>,
-    resource: Box<[u8]>,
+    key: Key,
     ttl: Duration,
     retry: RetryPolicy,
     keep_alive: Option<KeepAlive>,
@@ -370,7 +371,7 @@ impl LockRequest {
     async fn acquire(self, span: &Span) -> Result<LockGuard, LockError> {
         let Self {
             shared,
-            resource,
+            key,
             ttl,
             retry,
             keep_alive,
@@ -380,7 +381,6 @@ impl LockRequest {
             .as_ref()
             .and_then(|keep_alive| keep_alive.max_lifetime);
         let runtime = Handle::try_current().map_err(|_| LockError::NoRuntime)?;
-        let key = shared.key(&resource);
         let start = Instant::now();
         let mut delays = None;
         let mut attempts = 1;
@@ -402,7 +402,7 @@ impl LockRequest {
             let Some(delay) = delays.next_after(waited) else {
                 span.record("attempts", attempts);
                 let attempts = Attempts {
-                    resource: resource.into(),
+                    resource: key.resource().into(),
                     attempts,
                     waited,
                     ballots,
@@ -428,7 +428,7 @@ impl IntoFuture for LockRequest {
         Box::pin(async move {
             let span = tracing::debug_span!(
                 "lock",
-                resource = name(&self.resource),
+                resource = name(self.key.resource()),
                 ttl = ?self.ttl,
                 attempts = Empty,
                 elapsed = Empty,
@@ -456,7 +456,7 @@ impl IntoFuture for LockRequest {
 impl fmt::Debug for LockRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LockRequest")
-            .field("resource", &name(&self.resource))
+            .field("resource", &name(self.key.resource()))
             .field("ttl", &self.ttl)
             .field("retry", &self.retry)
             .finish_non_exhaustive()

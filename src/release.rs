@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use crate::clock::{Clock, Moment};
 use crate::error::{Ballots, Vote, name};
 use crate::farewell::{Farewell, PATIENCE, Wish};
+use crate::key::Key;
 use crate::master::Request;
 use crate::masters::{Masters, Round};
 use crate::quorum::Verdict;
@@ -75,7 +76,7 @@ pub(crate) struct Task {
     pub(crate) clock: Clock,
     pub(crate) patience: Duration,
     pub(crate) runtime: Handle,
-    pub(crate) resource: Box<[u8]>,
+    pub(crate) key: Key,
 }
 
 /// A release under way. Dropped, it goes on in the background.
@@ -107,17 +108,16 @@ impl Release {
     }
 
     /// Waits until it is certain whether the lock was ours on a quorum.
-    pub(crate) async fn decided(mut self) -> (Verdict, Ballots) {
+    pub(crate) async fn decided(mut self) -> Result<(), Ballots> {
         let Some(undo) = &mut self.0 else {
-            return (Verdict::Defeated, Ballots::default());
+            return Ok(());
         };
         let Undo { task, round, .. } = undo;
-        let verdict = round.decided(task.patience).await;
-        if verdict == Verdict::Carried {
-            return (verdict, round.ballots());
+        if round.decided(task.patience).await == Verdict::Carried {
+            return Ok(());
         }
         let not_ours = |vote: &Vote| matches!(vote, Vote::Refused);
-        (verdict, round.explained(not_ours, task.patience).await)
+        Err(round.explained(not_ours, task.patience).await)
     }
 }
 
@@ -182,7 +182,7 @@ impl Drop for Unattended {
             masters,
             request,
             runtime,
-            resource,
+            key,
             ..
         } = task;
         let mut held = vec![false; masters.count()];
@@ -198,7 +198,7 @@ impl Drop for Unattended {
             connections: masters.orphans(self.spawned.then(|| runtime.id())),
             granted: Box::new(move |granted| {
                 if !granted {
-                    warn_unconfirmed(&resource, "its runtime has shut down");
+                    warn_unconfirmed(&key, "its runtime has shut down");
                 }
                 drop(ticket);
                 let _ = finished.try_send(());
@@ -238,19 +238,16 @@ impl Undo {
             Ok(votes) if votes.iter().all(Vote::is_settled) => {}
             Ok(_) => {
                 ticket.0.0.failed.fetch_add(1, Ordering::Relaxed);
-                warn_unconfirmed(&task.resource, "a master refused it");
+                warn_unconfirmed(&task.key, "a master refused it");
             }
-            Err(_) => warn_unconfirmed(
-                &task.resource,
-                "a master did not answer until the ttl was over",
-            ),
+            Err(_) => warn_unconfirmed(&task.key, "a master did not answer until the ttl was over"),
         }
     }
 }
 
-fn warn_unconfirmed(resource: &[u8], reason: &str) {
+fn warn_unconfirmed(key: &Key, reason: &str) {
     tracing::warn!(
-        resource = name(resource),
+        resource = name(key.resource()),
         reason,
         "a release in the background could not be confirmed"
     );

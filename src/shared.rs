@@ -1,9 +1,9 @@
 //! What all clones, guards and background tasks of one `Redlock` share.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
+use crate::key::Key;
 use crate::masters::Masters;
 use crate::release::Releases;
 use crate::retry::RetryPolicy;
@@ -20,7 +20,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn key(&self, resource: &[u8]) -> Arc<[u8]> {
-        [&self.key_prefix[..], resource].concat().into()
+    pub(crate) fn key(&self, resource: &[u8]) -> Key {
+        Key::new(&self.key_prefix, resource)
     }
 }

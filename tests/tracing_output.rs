@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use redis::cmd;
-use support::{Logs, Server, eventually_async, unique};
+use support::{Logs, Proxy, Server, eventually_async, unique};
 use tokio_redlock::{LockError, Redlock, RedlockBuilder, ReleaseError, RetryPolicy};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -38,6 +38,12 @@ fn builder(servers: &[Server]) -> RedlockBuilder {
 /// A client that a busy machine does not make impatient.
 fn client(servers: &[Server]) -> Redlock {
     let builder = builder(servers).request_timeout(LONG);
+    builder.build().expect("valid masters")
+}
+
+/// One that soon knows of a master that it hangs.
+fn hasty_client(servers: &[Server]) -> Redlock {
+    let builder = builder(servers).request_timeout(1_000 * MS);
     builder.build().expect("valid masters")
 }
 
@@ -331,7 +337,7 @@ async fn a_master_that_dies_is_warned_of_once_and_told_when_it_is_back() {
 #[tokio::test]
 async fn a_master_that_hangs_is_warned_of_once_and_told_when_it_is_back() {
     let servers = Server::many::<3>();
-    let dlm = builder(&servers).build().unwrap();
+    let dlm = hasty_client(&servers);
     use_often(&dlm).await;
     let logs = capture();
     servers[0].freeze();
@@ -351,7 +357,7 @@ async fn a_master_that_hangs_is_warned_of_once_and_told_when_it_is_back() {
 #[tokio::test]
 async fn a_master_that_hangs_until_its_connection_is_given_up_is_warned_of_once() {
     let servers = Server::many::<3>();
-    let dlm = builder(&servers).build().unwrap();
+    let dlm = hasty_client(&servers);
     use_often(&dlm).await;
     // The old connection comes back to life while the new one is being opened: another race each time.
     for _ in 0..4 {
@@ -359,7 +365,7 @@ async fn a_master_that_hangs_until_its_connection_is_given_up_is_warned_of_once(
         servers[0].freeze();
         // Longer than it is waited for a sign of life.
         let start = Instant::now();
-        while start.elapsed() < 1_200 * MS {
+        while start.elapsed() < 1_500 * MS {
             use_often(&dlm).await;
         }
         servers[0].thaw();
@@ -368,6 +374,26 @@ async fn a_master_that_hangs_until_its_connection_is_given_up_is_warned_of_once(
         assert_eq!(dlm.shutdown(LONG).await, 0);
         assert_failed_once(&logs, &servers[0]);
     }
+}
+
+#[tokio::test]
+async fn a_master_that_is_always_too_late_is_warned_of_once() {
+    let servers = Server::many::<3>();
+    let proxy = Proxy::start(&servers[0]);
+    let others = builder(&servers[1..]).request_timeout(100 * MS);
+    let dlm = others.master(proxy.url()).build().unwrap();
+    use_often(&dlm).await;
+    let logs = capture();
+    proxy.delay_answers(150 * MS);
+    let start = Instant::now();
+    while start.elapsed() < 1_000 * MS {
+        use_often(&dlm).await;
+    }
+    let [warnings, infos] = ["WARN", "INFO"].map(|level| of_level(&logs, level));
+    assert_eq!(warnings.len(), 1, "{warnings:#?}");
+    assert!(infos.is_empty(), "{infos:#?}");
+    proxy.resume();
+    answers_again(&dlm, &logs).await;
 }
 
 #[tokio::test]

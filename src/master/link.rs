@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::stream::{FuturesUnordered, StreamExt};
 use redis::{Cmd, Value as Reply};
 use tokio::runtime::{self, Handle};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::source::{Identity, Source, close, prepare};
@@ -59,8 +59,6 @@ pub(crate) struct Link {
     /// Whether the log knows that it does not answer, and that it refuses what it is asked.
     failing: AtomicBool,
     refusing: AtomicBool,
-    /// Wakes the one who asks a master that hangs for a sign of life.
-    revived: Notify,
 }
 
 /// An open connection, and which one in the row of them.
@@ -107,7 +105,6 @@ impl Link {
             probing: AtomicBool::new(false),
             failing: AtomicBool::new(false),
             refusing: AtomicBool::new(false),
-            revived: Notify::new(),
         }
     }
 }
@@ -181,8 +178,7 @@ impl Link {
             }
             ends
         });
-        let alive = matches!(&*self.state.borrow(), State::Up(_));
-        if alive {
+        if self.is_up() {
             None
         } else {
             lock(&self.predecessor).clone()
@@ -217,6 +213,8 @@ impl Link {
         let first = match error {
             // This says something about the key, not about the master.
             MasterError::WrongType(_) => false,
+            // This is about the connection before the one that is up.
+            MasterError::Disconnected(_) if self.is_up() => false,
             MasterError::Auth(_)
             | MasterError::Forbidden(_)
             | MasterError::Server(_)
@@ -228,13 +226,24 @@ impl Link {
         }
     }
 
-    /// It has replied.
+    /// Tells the log, once, that it answers in time after it had failed. Not for what comes over a connection that
+    /// is being replaced.
+    pub(crate) fn report_answer(&self) {
+        if self.failing.load(Ordering::Relaxed)
+            && self.is_up()
+            && self.failing.swap(false, Ordering::Relaxed)
+        {
+            tracing::info!(master = %self.address, "master answers again");
+        }
+    }
+
+    fn is_up(&self) -> bool {
+        matches!(&*self.state.borrow(), State::Up(_))
+    }
+
+    /// It has replied, in time or not.
     fn heard(&self) {
         self.asked.store(0, Ordering::Relaxed);
-        if self.failing.load(Ordering::Relaxed) && self.failing.swap(false, Ordering::Relaxed) {
-            tracing::info!(master = %self.address, "master answers again");
-            self.revived.notify_waiters();
-        }
     }
 
     fn mark_asked(self: &Arc<Self>, live: &Live) {
@@ -424,7 +433,6 @@ impl Prober {
         let mender = Mender(Arc::clone(link));
         let mut another = pin!(mender.connect_until_it_works());
         let revived = tokio::select! {
-            () = link.revived.notified() => true,
             revived = revives(&live) => revived,
             () = &mut another, if link.source.reconnects() => return,
         };

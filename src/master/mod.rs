@@ -75,20 +75,28 @@ impl Master {
     /// `patience` is how long to wait for a connection. The request is handed over by the poll that finds one,
     /// the first if it is open already.
     pub(crate) async fn ask(self, request: Request, step: Step, patience: Duration) -> Vote {
-        let vote = match self.send(&request, &step, patience).await {
+        let vote = self.vote(&request, &step, patience).await;
+        match &vote {
+            Vote::Failed(error) => self.link.report(error),
+            Vote::Granted | Vote::Refused | Vote::Recreated => self.link.report_answer(),
+            Vote::Unheard => {}
+        }
+        vote
+    }
+
+    async fn vote(&self, request: &Request, step: &Step, patience: Duration) -> Vote {
+        let vote = match self.send(request, step, patience).await {
             Ok(Some(reply)) => request.read(&reply),
             Ok(None) => Vote::Unheard,
             Err(error) => Vote::Failed(error),
         };
-        match &vote {
-            Vote::Refused => step.undone(),
-            Vote::Failed(error) => {
-                if error.is_refusal() {
-                    step.undone();
-                }
-                self.link.report(error);
-            }
-            Vote::Granted | Vote::Recreated | Vote::Unheard => {}
+        let has_left_nothing = match &vote {
+            Vote::Refused => true,
+            Vote::Failed(error) => error.is_refusal(),
+            Vote::Granted | Vote::Recreated | Vote::Unheard => false,
+        };
+        if has_left_nothing {
+            step.undone();
         }
         vote
     }
@@ -161,7 +169,8 @@ impl Master {
         let mut patience = FIRST_PATIENCE;
         loop {
             self.link.up().await;
-            let vote = self.clone().ask(request.clone(), Step::Undo, patience);
+            // The log is told nothing: an answer that takes this long is not one in time.
+            let vote = self.vote(&request, &Step::Undo, patience);
             match timeout(patience, vote).await {
                 Ok(Vote::Failed(error)) if error.may_pass() => sleep(patience / 10).await,
                 Ok(vote) => return vote,

@@ -49,10 +49,15 @@ impl Lua {
         let hash = self
             .hash
             .get_or_init(|| Script::new(self.text).get_hash().to_owned());
-        let mut call = redis::cmd("EVALSHA");
-        call.arg(hash).arg(1).arg(key);
+        let mut call = with_room(key);
+        call.arg("EVALSHA").arg(hash).arg(1).arg(key);
         call
     }
+}
+
+/// A command with room for all arguments of any request, so that it never grows.
+fn with_room(key: &[u8]) -> Cmd {
+    Cmd::with_capacity(7, key.len() + 128)
 }
 
 /// A request, made once and sent to every master.
@@ -72,8 +77,9 @@ enum Kind {
 
 impl Request {
     pub(crate) fn acquire(key: &[u8], value: &Value, ttl: Ttl) -> Self {
-        let mut set = redis::cmd("SET");
-        set.arg(key)
+        let mut set = with_room(key);
+        set.arg("SET")
+            .arg(key)
             .arg(value.as_str())
             .arg("NX")
             .arg("PX")

@@ -60,13 +60,11 @@ impl Wire {
 
     /// Sends a command and waits for the reply. The first poll hands it over; dropping the future after that
     /// leaves the outcome unknown.
-    ///
-    /// Boxed, because the future of a request is large, and is moved about with those that contain it.
-    pub(crate) fn send(self, command: Arc<Cmd>) -> BoxFuture<'static, Result<Reply, Fault>> {
+    pub(crate) async fn send(self, command: Arc<Cmd>) -> Result<Reply, Fault> {
         // Unconstrained, or a task that has used up its budget would put the hand-over off to a later poll.
         match self {
-            Self::Own(connection) => Box::pin(unconstrained(request(connection, command))),
-            Self::Given(queue) => Box::pin(unconstrained(enqueue(queue, command))),
+            Self::Own(connection) => unconstrained(request(connection, command)).await,
+            Self::Given(queue) => unconstrained(enqueue(queue, command)).await,
         }
     }
 }

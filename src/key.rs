@@ -1,0 +1,41 @@
+//! The key that stands for a resource on the masters.
+
+use std::sync::Arc;
+
+/// A key: the prefix of the client, and the resource. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Key {
+    bytes: Arc<[u8]>,
+    prefix: usize,
+}
+
+impl Key {
+    pub(crate) fn new(prefix: &[u8], resource: &[u8]) -> Self {
+        Self {
+            bytes: prefix.iter().chain(resource).copied().collect(),
+            prefix: prefix.len(),
+        }
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What was asked for.
+    pub(crate) fn resource(&self) -> &[u8] {
+        &self.bytes[self.prefix..]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_the_prefix_and_the_resource() {
+        let key = Key::new(b"lock:", b"a\xff");
+        assert_eq!(key.as_bytes(), b"lock:a\xff");
+        assert_eq!(key.resource(), b"a\xff");
+        assert_eq!(Key::new(b"", b"").resource(), b"");
+    }
+}
