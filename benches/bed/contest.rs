@@ -4,44 +4,68 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
-use tokio_redlock::{Redlock, RetryPolicy};
+use tokio::time::timeout;
 
-use super::{TTL, fresh};
+use super::fresh;
+use super::rival::Rival;
 
-/// How long it took until all were served.
+/// Who has not been served by then will not be.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// How long it took until all were served, or until nobody is served any more.
 pub(crate) struct Contest {
     pub(crate) elapsed: Duration,
-    /// From the begin of each release to the next grant.
+    /// From the begin of each release to the next grant: as many as there were grants.
     pub(crate) hand_overs: Vec<Duration>,
 }
 
-/// Has so many tasks come at once, lock the same resource so many times each, and release it at once.
-pub(crate) async fn contest(dlm: &Redlock, tasks: u32, each: u32) -> Contest {
-    let start = Instant::now();
-    let resource: Arc<str> = fresh().into();
-    let free_since = Arc::new(Mutex::new(Some(start)));
-    let mut running = JoinSet::new();
-    for _ in 0..tasks {
-        let (dlm, resource, free_since) = (dlm.clone(), resource.clone(), free_since.clone());
-        running.spawn(async move {
-            let mut hand_overs = Vec::new();
-            for _ in 0..each {
-                let request = dlm.lock(&*resource, TTL);
-                let patient = request.retry(RetryPolicy::new().forever());
-                let guard = patient.await.expect("granted in the end");
-                let freed = free_since.lock().expect("no task panics").take();
-                hand_overs.push(freed.expect("one holder at a time").elapsed());
-                *free_since.lock().expect("no task panics") = Some(Instant::now());
-                if let Err(error) = guard.release().await {
-                    eprintln!("{error}");
+/// The contest so far.
+struct Course {
+    /// `None` while somebody has the resource.
+    free_since: Option<Instant>,
+    hand_overs: Vec<Duration>,
+}
+
+impl Contest {
+    /// Has so many tasks come at once, lock the same resource so many times each, and release it at once.
+    pub(crate) async fn new(rival: &impl Rival, tasks: u32, each: u32) -> Self {
+        let start = Instant::now();
+        let resource: Arc<str> = fresh().into();
+        let course = Arc::new(Mutex::new(Course {
+            free_since: Some(start),
+            hand_overs: Vec::new(),
+        }));
+        let mut running = JoinSet::new();
+        for _ in 0..tasks {
+            let (rival, resource, course) = (rival.clone(), resource.clone(), course.clone());
+            running.spawn(async move {
+                for _ in 0..each {
+                    let held = rival.contend(&resource).await;
+                    course.lock().expect("no task panics").grant();
+                    course.lock().expect("no task panics").free_since = Some(Instant::now());
+                    rival.release(held).await;
                 }
+            });
+        }
+        let served = async {
+            while let Some(one) = running.join_next().await {
+                one.expect("no task panics");
             }
-            hand_overs
-        });
+        };
+        let _ = timeout(LIMIT, served).await;
+        let elapsed = start.elapsed();
+        running.shutdown().await;
+        let mut course = course.lock().expect("no task panics");
+        Self {
+            elapsed,
+            hand_overs: std::mem::take(&mut course.hand_overs),
+        }
     }
-    let hand_overs = running.join_all().await.concat();
-    Contest {
-        elapsed: start.elapsed(),
-        hand_overs,
+}
+
+impl Course {
+    fn grant(&mut self) {
+        let freed = self.free_since.take().expect("one holder at a time");
+        self.hand_overs.push(freed.elapsed());
     }
 }

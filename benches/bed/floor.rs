@@ -8,7 +8,7 @@ use redis::{AsyncConnectionConfig, Client, Cmd, Script, Value, cmd};
 
 use super::TTL;
 use super::rival::Rival;
-use super::support::Server;
+use super::server::Server;
 
 const RELEASE: &str = include_str!("../../src/master/release.lua");
 
@@ -79,8 +79,12 @@ impl Rival for Floor {
         let ttl = TTL.as_secs() * 1_000;
         let mut set = cmd("SET");
         set.arg(resource).arg(&value).arg("NX").arg("PX").arg(ttl);
-        let locked = self.ask(&set, &Value::Okay).await;
-        locked.then(|| Held(resource.to_owned(), value))
+        let held = Held(resource.to_owned(), value);
+        if self.ask(&set, &Value::Okay).await {
+            return Some(held);
+        }
+        self.release(held).await;
+        None
     }
 
     async fn release(&self, Held(resource, value): Held) -> bool {

@@ -1,14 +1,18 @@
 //! Five masters on this machine, and the two that are compared on them: the crate, and the floor below it.
 
-// Every file in benches/ is a program of its own that contains all of this and uses a part.
-#![allow(dead_code)]
+// Every file in benches/ is a program of its own that contains all of this and uses a part, also of the tests' servers.
+#![allow(dead_code, unreachable_pub)]
 
 mod contest;
 mod floor;
+#[path = "../../tests/support/port.rs"]
+mod port;
 mod rival;
 mod run;
-#[path = "../../tests/support/mod.rs"]
-mod support;
+#[path = "../../tests/support/scratch.rs"]
+mod scratch;
+#[path = "../../tests/support/server.rs"]
+mod server;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,11 +21,11 @@ use redis::cmd;
 use tokio::runtime::{self, Runtime};
 use tokio_redlock::Redlock;
 
-pub(crate) use self::contest::contest;
+pub(crate) use self::contest::Contest;
 pub(crate) use self::floor::Floor;
 pub(crate) use self::rival::Rival;
 pub(crate) use self::run::Run;
-use self::support::Server;
+pub(crate) use self::server::Server;
 
 /// Longer than anything takes, so that a key that is left behind is still there to be counted.
 pub(crate) const TTL: Duration = Duration::from_secs(600);
@@ -52,6 +56,11 @@ impl Bed {
     /// Has so many tasks lock and release a fresh resource so many times each.
     pub(crate) fn run(&self, rival: &impl Rival, tasks: u32, each: u64) -> Run {
         self.runtime.block_on(Run::new(rival, tasks, each))
+    }
+
+    /// Has so many tasks want a fresh resource so many times each.
+    pub(crate) fn contest(&self, rival: &impl Rival, tasks: u32, each: u32) -> Contest {
+        self.runtime.block_on(Contest::new(rival, tasks, each))
     }
 
     /// Waits for what is still under way.

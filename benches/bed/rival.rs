@@ -4,7 +4,8 @@ use std::fmt::Display;
 use std::sync::Once;
 use std::time::Duration;
 
-use tokio_redlock::{LockGuard, Redlock};
+use tokio::time::sleep;
+use tokio_redlock::{LockGuard, Redlock, RetryPolicy};
 
 use super::TTL;
 
@@ -14,10 +15,24 @@ const LONG: Duration = Duration::from_secs(60);
 pub(crate) trait Rival: Clone + Send + Sync + 'static {
     const NAME: &'static str;
 
-    type Held: Send;
+    type Held: Send + 'static;
 
     /// Locks a resource that nobody holds. `None` if that fails.
     fn lock(&self, resource: &str) -> impl Future<Output = Option<Self::Held>> + Send;
+
+    /// Locks a resource that others want too, however long that takes. Unless a rival knows better, by the delays of
+    /// the crate.
+    fn contend(&self, resource: &str) -> impl Future<Output = Self::Held> + Send {
+        async move {
+            let mut delays = RetryPolicy::new().forever().delays(rand::random());
+            loop {
+                if let Some(held) = self.lock(resource).await {
+                    return held;
+                }
+                sleep(delays.next().expect("no last one")).await;
+            }
+        }
+    }
 
     /// Whether it was confirmed.
     fn release(&self, held: Self::Held) -> impl Future<Output = bool> + Send;
@@ -27,13 +42,19 @@ pub(crate) trait Rival: Clone + Send + Sync + 'static {
 }
 
 impl Rival for Redlock {
-    const NAME: &'static str = "crate";
+    const NAME: &'static str = "tokio-redlock";
 
     type Held = LockGuard;
 
     async fn lock(&self, resource: &str) -> Option<LockGuard> {
         let locked = self.lock(resource, TTL).await;
         locked.inspect_err(complain).ok()
+    }
+
+    async fn contend(&self, resource: &str) -> LockGuard {
+        let request = self.lock(resource, TTL);
+        let patient = request.retry(RetryPolicy::new().forever());
+        patient.await.expect("granted in the end")
     }
 
     async fn release(&self, held: LockGuard) -> bool {

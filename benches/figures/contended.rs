@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::bed::{Bed, contest};
+use crate::bed::Bed;
 use crate::stats::percentile;
 use crate::table::{Table, per_second, time};
 
@@ -23,14 +23,14 @@ pub(crate) fn print(bed: &Bed) {
     let title = "contended: all tasks at once, one resource, default delays, five masters";
     let mut table = Table::new(title, header);
     // Opens the connections.
-    bed.runtime.block_on(contest(&bed.dlm, 1, 1));
+    bed.contest(&bed.dlm, 1, 1);
     for (tasks, each, times) in CONTESTS {
         bed.settle(&bed.dlm);
         let commands = bed.commands();
         let mut elapsed = Duration::ZERO;
         let mut hand_overs = Vec::new();
         for _ in 0..times {
-            let contest = bed.runtime.block_on(contest(&bed.dlm, tasks, each));
+            let contest = bed.contest(&bed.dlm, tasks, each);
             elapsed += contest.elapsed;
             hand_overs.extend(contest.hand_overs);
         }

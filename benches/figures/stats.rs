@@ -25,14 +25,17 @@ impl Duel {
     }
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
 
-/// The time within which so many percent are done, in seconds.
+/// The time within which so many percent are done, in seconds; not a number where nothing was.
 pub(crate) fn percentile(times: &[Duration], percent: usize) -> f64 {
+    if times.is_empty() {
+        return f64::NAN;
+    }
     let mut times = times.to_vec();
     let place = (times.len() - 1) * percent / 100;
     times.select_nth_unstable(place).1.as_secs_f64()

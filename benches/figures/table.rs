@@ -1,4 +1,4 @@
-//! Aligned columns.
+//! Markdown that is readable as it is, too: aligned columns.
 
 use std::time::Duration;
 
@@ -21,23 +21,26 @@ impl<const N: usize> Table<N> {
 
     /// Prints it, with a line below.
     pub(crate) fn print(self, note: &str) {
-        println!("\n{}\n", self.title);
+        println!("\n### {}\n", self.title);
         let width = |column: usize| self.rows.iter().map(move |row| row[column].chars().count());
         let widths: [usize; N] = std::array::from_fn(|column| width(column).max().unwrap_or(0));
-        for row in &self.rows {
+        // A colon at the end aligns to the right, and takes at least one dash before it.
+        let rule = widths.map(|width| format!("{}:", "-".repeat(width.saturating_sub(1).max(1))));
+        let (header, rows) = self.rows.split_first().expect("a header");
+        for row in [header, &rule].into_iter().chain(rows) {
             let cells = row.iter().zip(widths);
             let cells: Vec<_> = cells
-                .map(|(cell, width)| format!("{cell:>width$}"))
+                .map(|(cell, width)| format!("{cell:>width$}", width = width.max(2)))
                 .collect();
-            println!("  {}", cells.join("  "));
+            println!("| {} |", cells.join(" | "));
         }
-        println!("\n  {note}");
+        println!("\n{note}");
     }
 }
 
-/// Seconds as a time with a unit.
+/// Seconds as a time with a unit; a dash for none.
 pub(crate) fn time(seconds: f64) -> String {
-    format!("{:.1?}", Duration::from_secs_f64(seconds))
+    Duration::try_from_secs_f64(seconds).map_or("-".to_owned(), |time| format!("{time:.1?}"))
 }
 
 pub(crate) fn per_second(rate: f64) -> String {
