@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::error::{Address, BuildError};
 use crate::master::{Given, Master, Source, address};
 use crate::masters::Masters;
+use crate::random::Random;
 use crate::redlock::Redlock;
 use crate::release::Releases;
 use crate::retry::RetryPolicy;
@@ -52,6 +53,8 @@ pub struct RedlockBuilder {
     retry: RetryPolicy,
     request_timeout: Duration,
     drift_factor: Option<f64>,
+    clock: Clock,
+    random: Random,
 }
 
 /// A master as it was given.
@@ -69,6 +72,8 @@ impl RedlockBuilder {
             retry: RetryPolicy::new(),
             request_timeout: REQUEST_TIMEOUT,
             drift_factor: None,
+            clock: Clock::default(),
+            random: Random::default(),
         }
     }
 
@@ -130,6 +135,29 @@ impl RedlockBuilder {
         self
     }
 
+    /// Adds masters that live in memory, and makes the client go by Tokio's clock, which may be paused, and by
+    /// their seed; see [`testing`](crate::testing).
+    ///
+    /// For tests. A warning is logged, should this ever run in a service.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_redlock::{Redlock, testing::Masters};
+    ///
+    /// let masters = Masters::new(3);
+    /// let dlm = Redlock::builder().testing(&masters).build().unwrap();
+    /// ```
+    #[cfg(any(test, feature = "test-util"))]
+    pub fn testing(mut self, masters: &crate::testing::Masters) -> Self {
+        tracing::warn!("Redlock over masters in memory, which is for tests: it excludes nobody");
+        self.clock = Clock::tokio();
+        self.random = Random::seeded(masters.draw_seed());
+        masters
+            .iter()
+            .fold(self, |builder, master| builder.connection(master.connect()))
+    }
+
     /// Puts something in front of every resource to make its key. Defaults to nothing.
     pub fn key_prefix(mut self, prefix: impl AsRef<[u8]>) -> Self {
         self.key_prefix = prefix.as_ref().to_vec();
@@ -187,6 +215,8 @@ impl RedlockBuilder {
             retry,
             request_timeout,
             drift_factor,
+            clock,
+            random,
         } = self;
         let drift = match drift_factor {
             None => Drift::DEFAULT,
@@ -206,7 +236,8 @@ impl RedlockBuilder {
             key_prefix,
             request_timeout,
             drift,
-            clock: Clock,
+            clock,
+            random,
         }))
     }
 }
@@ -298,7 +329,7 @@ impl fmt::Debug for RedlockBuilder {
             .field("retry", &self.retry)
             .field("request_timeout", &self.request_timeout)
             .field("drift_factor", &self.drift_factor)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

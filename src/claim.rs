@@ -16,6 +16,7 @@ use crate::lease::Lease;
 use crate::master::Request;
 use crate::masters::Round;
 use crate::quorum::Verdict;
+use crate::random::Random;
 use crate::release::{Release, Task};
 use crate::shared::Shared;
 use crate::trail::Trail;
@@ -92,6 +93,10 @@ impl Claim {
 
     pub(crate) fn value(&self) -> &str {
         self.value.as_str()
+    }
+
+    pub(crate) fn random(&self) -> &Random {
+        &self.shared.random
     }
 
     pub(crate) fn runtime(&self) -> &Handle {

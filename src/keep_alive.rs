@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::claim::Claim;
 use crate::error::ExtendError;
+use crate::random::Random;
 
 /// The longest pause between two attempts at a renewal that has failed.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
@@ -63,7 +64,7 @@ pub(crate) async fn renew(claim: Arc<Claim>, ttl: Duration) {
         if due.elapsed() > interval {
             due = Instant::now();
         }
-        due += spread(interval);
+        due += spread(interval, claim.random());
         tokio::select! {
             biased;
             _ = claim.lost() => return,
@@ -73,7 +74,8 @@ pub(crate) async fn renew(claim: Arc<Claim>, ttl: Duration) {
             match claim.extend(ttl).await {
                 Ok(()) => break,
                 Err(ExtendError::Unconfirmed { .. }) => {
-                    sleep(spread((interval / 10).min(LONGEST_PAUSE))).await;
+                    let pause = (interval / 10).min(LONGEST_PAUSE);
+                    sleep(spread(pause, claim.random())).await;
                 }
                 Err(_) => return,
             }
@@ -83,8 +85,8 @@ pub(crate) async fn renew(claim: Arc<Claim>, ttl: Duration) {
 
 /// A random time around the given one, so that many locks taken at once are not renewed at once for ever. Never
 /// none at all.
-fn spread(around: Duration) -> Duration {
+fn spread(around: Duration, random: &Random) -> Duration {
     let tenth = around / 10;
-    let spread = rand::rng().random_range(around - tenth..=around + tenth);
+    let spread = random.draw(|rng| rng.random_range(around - tenth..=around + tenth));
     spread.max(Duration::from_millis(1))
 }

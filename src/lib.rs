@@ -54,8 +54,10 @@
 //!
 //! - `tls-rustls`: `rediss://` masters over rustls. Brings a crypto provider.
 //! - `tls-native-tls`: `rediss://` masters over the TLS library of the operating system.
+//! - `test-util`: masters in memory with faults, for tests of your own: the module `testing`. Belongs into
+//!   `[dev-dependencies]`.
 //!
-//! Neither is on by default.
+//! None is on by default.
 
 mod builder;
 mod claim;
@@ -69,10 +71,13 @@ mod lease;
 mod master;
 mod masters;
 mod quorum;
+mod random;
 mod redlock;
 mod release;
 mod retry;
 mod shared;
+#[cfg(any(test, feature = "test-util"))]
+pub mod testing;
 mod trail;
 mod validity;
 mod value;

@@ -379,7 +379,7 @@ impl LockRequest {
         let mut attempts = 1;
         loop {
             // Armed before anything is sent: wherever this future is dropped, the claim undoes what was done.
-            let value = Value::random(&mut rand::rng());
+            let value = shared.random.draw(Value::random);
             let claim = Claim::new(&shared, &key, value, runtime.clone());
             let attempt = claim.acquire(lasting, max_lifetime).await;
             let Err((failure, ballots)) = attempt else {
@@ -391,7 +391,8 @@ impl LockRequest {
             };
             drop(claim);
             let waited = start.elapsed();
-            let delays = delays.get_or_insert_with(|| retry.delays(rand::random()));
+            let delays = delays
+                .get_or_insert_with(|| retry.delays(shared.random.draw(|rng| rng.next_u64())));
             let Some(delay) = delays.next_after(waited) else {
                 span.record("attempts", attempts);
                 let attempts = Attempts {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::masters::Masters;
+use crate::random::Random;
 use crate::release::Releases;
 use crate::retry::RetryPolicy;
 use crate::validity::Drift;
@@ -17,6 +18,7 @@ pub(crate) struct Shared {
     pub(crate) request_timeout: Duration,
     pub(crate) drift: Drift,
     pub(crate) clock: Clock,
+    pub(crate) random: Random,
 }
 
 impl Shared {
