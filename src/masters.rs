@@ -40,7 +40,7 @@ impl Masters {
 
     /// Asks those masters that may hold a key to delete it; the others count as having none.
     pub(crate) fn undo(&self, request: &Request, held: &[bool], patience: Duration) -> Round {
-        let step = |master: usize| held[master].then_some(Step::Free);
+        let step = |master: usize| held[master].then_some(Step::Undo);
         self.round(request, step, patience)
     }
 

@@ -60,8 +60,10 @@ impl Trail {
 /// Leave to hand a request to one master.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
-    /// Always: what it sends undoes, or only looks.
+    /// Always: what it sends only looks.
     Free,
+    /// Always: what it sends undoes.
+    Undo,
     /// While the trail is not shut; and it is noted there.
     On(Arc<Trail>, usize),
 }
@@ -70,7 +72,7 @@ impl Step {
     /// Hands over, if that is still allowed.
     pub(crate) fn take<T>(&self, hand_over: impl FnOnce() -> T) -> Option<T> {
         match self {
-            Self::Free => Some(hand_over()),
+            Self::Free | Self::Undo => Some(hand_over()),
             Self::On(trail, master) => {
                 let mut steps = trail.lock();
                 if steps.shut {
@@ -139,6 +141,6 @@ mod tests {
 
     #[test]
     fn what_undoes_is_never_held_back() {
-        assert_eq!(Step::Free.take(|| 1), Some(1));
+        assert_eq!(Step::Undo.take(|| 1), Some(1));
     }
 }

@@ -248,3 +248,26 @@ async fn locks_live_on_real_masters() {
 async fn locks_live_on_masters_in_memory() {
     live(Masters::new(3)).await;
 }
+
+/// A connection that hangs for longer than the ttl still has the SET in it, which is executed when it goes on.
+#[tokio::test(start_paused = true)]
+async fn what_a_hung_connection_keeps_is_undone_behind_it() {
+    let masters = Masters::new(3);
+    let dlm = masters.client();
+    // From now on all masters know the scripts.
+    let guard = dlm.lock("warm", TTL).await.unwrap();
+    guard.extend(TTL).await.unwrap();
+    guard.release().await.unwrap();
+    assert_eq!(dlm.shutdown(TTL).await, 0);
+    masters[0].hang();
+    let guard = dlm.lock("r", TTL).await.unwrap();
+    // It is asked again and does not answer: it hangs.
+    for _ in 0..4 {
+        tokio::time::sleep(400 * MS).await;
+        guard.extend(TTL).await.unwrap();
+    }
+    guard.release().await.unwrap();
+    tokio::time::sleep(2 * TTL).await;
+    masters[0].resume();
+    assert!(masters[0].keys().is_empty());
+}

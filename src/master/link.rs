@@ -58,8 +58,8 @@ enum State {
         since: Instant,
     },
     Up(Live),
-    /// No connection, and why; a task is at it.
-    Down(MasterError),
+    /// No connection that answers, and why; a task is at it. Or one that hangs.
+    Down(MasterError, Option<Live>),
 }
 
 impl Link {
@@ -103,7 +103,7 @@ impl Link {
             self.connect_if_idle();
             match &*states.borrow_and_update() {
                 State::Up(live) => return Ok(live.clone()),
-                State::Down(error) => return Err(error.clone()),
+                State::Down(error, _) => return Err(error.clone()),
                 State::Connecting { since } if since.elapsed() > patience => {
                     return Err(MasterError::TimedOut(patience));
                 }
@@ -112,6 +112,17 @@ impl Link {
             // The sender is ours, so this only ends with a change.
             let _ = states.changed().await;
         }
+    }
+
+    /// The connection for what undoes, also one that hangs: behind what it undoes it is executed, whenever that is.
+    pub(crate) async fn live_to_undo(
+        self: &Arc<Self>,
+        patience: Duration,
+    ) -> Result<Live, MasterError> {
+        if let State::Down(_, Some(hung)) = &*self.state.borrow() {
+            return Ok(hung.clone());
+        }
+        self.live(patience).await
     }
 
     /// Waits until there is a connection, however long that takes.
@@ -188,7 +199,7 @@ impl Link {
             |state| matches!(state, State::Up(current) if current.serial == serial),
             || {
                 if hasty {
-                    State::Down(MasterError::from_redis(error.clone()))
+                    State::Down(MasterError::from_redis(error.clone()), None)
                 } else {
                     State::Connecting {
                         since: Instant::now(),
@@ -288,9 +299,12 @@ impl Mender {
                 // That it hangs says more than that another connection to it hangs as well.
                 if !matches!(
                     (&*state, &error),
-                    (State::Down(MasterError::Hung(_)), MasterError::Connect(_))
+                    (
+                        State::Down(MasterError::Hung(_), _),
+                        MasterError::Connect(_)
+                    )
                 ) {
-                    *state = State::Down(error);
+                    *state = State::Down(error, None);
                 }
             });
             sleep(pause).await;
@@ -330,7 +344,7 @@ impl Prober {
         let hangs = link.state.send_if_modified(|state| {
             let current = matches!(state, State::Up(current) if current.serial == live.serial);
             if current {
-                *state = State::Down(error.clone());
+                *state = State::Down(error.clone(), Some(live.clone()));
             }
             current
         });

@@ -107,7 +107,10 @@ impl Master {
         let mut reconnect = true;
         let mut with_text = false;
         loop {
-            let live = link.live(patience).await?;
+            let live = match step {
+                Step::Undo => link.live_to_undo(patience).await?,
+                Step::Free | Step::On(..) => link.live(patience).await?,
+            };
             let mut exchange = pin!(link.exchange(live, command.clone()));
             let first_poll =
                 poll_fn(|cx| Poll::Ready(step.take(|| exchange.as_mut().poll(cx)))).await;
@@ -146,7 +149,7 @@ impl Master {
         let mut patience = FIRST_PATIENCE;
         loop {
             self.link.up().await;
-            let vote = self.clone().ask(request.clone(), Step::Free, patience);
+            let vote = self.clone().ask(request.clone(), Step::Undo, patience);
             match timeout(patience, vote).await {
                 Ok(Vote::Failed(error)) if error.may_pass() => sleep(patience / 10).await,
                 Ok(vote) => return vote,
