@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use redis::{Cmd, RedisError, Value as Reply};
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::source::{Identity, Source};
+use super::watched::Watched;
 use super::wire::{Fault, Wire};
 use crate::error::{Address, MasterError};
 
@@ -28,7 +28,7 @@ const UNWANTED: Duration = Duration::from_secs(10);
 pub(crate) struct Link {
     address: Address,
     source: Source,
-    state: watch::Sender<State>,
+    state: Watched<State>,
     /// The connection before the next one, if its master told us what it is called there.
     predecessor: Mutex<Option<Identity>>,
     /// Where the two times below count from.
@@ -67,7 +67,7 @@ impl Link {
         Self {
             address,
             source,
-            state: watch::Sender::new(State::Idle),
+            state: Watched::new(State::Idle),
             predecessor: Mutex::new(None),
             created: Instant::now(),
             asked: AtomicU64::new(0),
@@ -98,20 +98,18 @@ impl Link {
         if let State::Up(live) = &*self.state.borrow() {
             return Ok(live.clone());
         }
-        let mut states = self.state.subscribe();
-        loop {
+        let look = || {
             self.connect_if_idle();
-            match &*states.borrow_and_update() {
-                State::Up(live) => return Ok(live.clone()),
-                State::Down(error, _) => return Err(error.clone()),
+            match &*self.state.borrow() {
+                State::Up(live) => Some(Ok(live.clone())),
+                State::Down(error, _) => Some(Err(error.clone())),
                 State::Connecting { since } if since.elapsed() > patience => {
-                    return Err(MasterError::TimedOut(patience));
+                    Some(Err(MasterError::TimedOut(patience)))
                 }
-                State::Connecting { .. } | State::Idle => {}
+                State::Connecting { .. } | State::Idle => None,
             }
-            // The sender is ours, so this only ends with a change.
-            let _ = states.changed().await;
-        }
+        };
+        self.state.wait_for(look).await
     }
 
     /// The connection for what undoes, also one that hangs: behind what it undoes it is executed, whenever that is.
@@ -127,15 +125,11 @@ impl Link {
 
     /// Waits until there is a connection, however long that takes.
     pub(crate) async fn up(self: &Arc<Self>) {
-        let mut states = self.state.subscribe();
-        loop {
+        let look = || {
             self.connect_if_idle();
-            if matches!(&*states.borrow_and_update(), State::Up(_))
-                || states.changed().await.is_err()
-            {
-                return;
-            }
-        }
+            matches!(&*self.state.borrow(), State::Up(_)).then_some(())
+        };
+        self.state.wait_for(look).await;
     }
 
     /// Sends one command and waits for the reply; the first poll hands it over.
@@ -225,7 +219,7 @@ impl Link {
         condition: impl FnOnce(&State) -> bool,
         next: impl FnOnce() -> State,
     ) {
-        let replaced = self.state.send_if_modified(|state| {
+        let replaced = self.state.modify(|state| {
             let replace = condition(state);
             if replace {
                 *state = next();
@@ -255,7 +249,7 @@ impl Link {
         let serial = self.attempted.load(Ordering::Relaxed);
         self.refusing.store(false, Ordering::Relaxed);
         self.heard();
-        self.state.send_replace(State::Up(Live { wire, serial }));
+        self.state.set(State::Up(Live { wire, serial }));
         Ok(())
     }
 
@@ -279,7 +273,7 @@ struct Mender(Arc<Link>);
 
 impl Drop for Mender {
     fn drop(&mut self) {
-        self.0.state.send_if_modified(|state| {
+        self.0.state.modify(|state| {
             let unfinished = !matches!(state, State::Up(_));
             if unfinished {
                 *state = State::Idle;
@@ -295,7 +289,7 @@ impl Mender {
         let mut pause = MIN_PAUSE;
         while let Err(error) = link.open().await {
             link.report(&error);
-            link.state.send_modify(|state| {
+            link.state.modify(|state| {
                 // That it hangs says more than that another connection to it hangs as well.
                 if !matches!(
                     (&*state, &error),
@@ -306,6 +300,7 @@ impl Mender {
                 ) {
                     *state = State::Down(error, None);
                 }
+                true
             });
             sleep(pause).await;
             pause = (pause * 2).min(MAX_PAUSE);
@@ -319,7 +314,7 @@ impl Mender {
     fn is_unwanted(&self) -> bool {
         let link = &self.0;
         let unasked = link.since(&link.wanted) > UNWANTED || Arc::strong_count(link) == 1;
-        unasked && link.state.receiver_count() == 0
+        unasked && !link.state.is_watched()
     }
 }
 
@@ -341,7 +336,7 @@ impl Prober {
             return;
         }
         let error = MasterError::Hung(SILENCE * 2);
-        let hangs = link.state.send_if_modified(|state| {
+        let hangs = link.state.modify(|state| {
             let current = matches!(state, State::Up(current) if current.serial == live.serial);
             if current {
                 *state = State::Down(error.clone(), Some(live.clone()));
@@ -359,7 +354,7 @@ impl Prober {
         };
         if revived {
             link.heard();
-            link.state.send_replace(State::Up(live));
+            link.state.set(State::Up(live));
         } else {
             mender.connect_until_it_works().await;
         }
