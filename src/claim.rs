@@ -19,6 +19,8 @@ use crate::quorum::Verdict;
 use crate::random::Random;
 use crate::release::{Release, Task};
 use crate::shared::Shared;
+#[cfg(test)]
+use crate::simulation::Rule;
 use crate::trail::Trail;
 use crate::validity::Ttl;
 use crate::value::Value;
@@ -131,6 +133,12 @@ impl Claim {
         let valid_until = ttl.valid_until(start);
         let request = Request::acquire(&self.key, &self.value, ttl);
         let (verdict, round) = self.ask(&request, ttl, start.until(valid_until)).await;
+        #[cfg(test)]
+        let valid_until = if Rule::ValidityCountsFromBeforeSending.is_broken() {
+            ttl.valid_until(self.now())
+        } else {
+            valid_until
+        };
         if verdict == Verdict::Carried && self.now() < valid_until {
             let mut lease = self.lease();
             lease.grant(valid_until);
@@ -167,6 +175,12 @@ impl Claim {
         let left = self
             .standing()
             .map_err(|loss| lost(loss, Ballots::default()))?;
+        #[cfg(test)]
+        let left = if Rule::LateExtensionsDoNotCount.is_broken() {
+            Duration::MAX
+        } else {
+            left
+        };
         let request = Request::extend(&self.key, &self.value, ttl);
         let (verdict, round) = self.ask(&request, ttl, left).await;
         if verdict == Verdict::Carried {
@@ -177,6 +191,10 @@ impl Claim {
         }
         let ballots = round.ballots();
         self.leave(round);
+        #[cfg(test)]
+        if Rule::FailedExtensionsReleaseNothing.is_broken() {
+            drop(self.release());
+        }
         if ballots.is_quorum(|vote| matches!(vote, Vote::Refused | Vote::Recreated)) {
             self.lease().lose(self.now(), Loss::Taken);
             self.lost_early.notify_waiters();

@@ -76,6 +76,8 @@ mod redlock;
 mod release;
 mod retry;
 mod shared;
+#[cfg(test)]
+mod simulation;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
 mod trail;

@@ -377,9 +377,17 @@ impl LockRequest {
         let start = Instant::now();
         let mut delays = None;
         let mut attempts = 1;
+        #[cfg(test)]
+        let mut first = None;
         loop {
             // Armed before anything is sent: wherever this future is dropped, the claim undoes what was done.
             let value = shared.random.draw(Value::random);
+            #[cfg(test)]
+            let value = if crate::simulation::Rule::ValuesAreNeverReused.is_broken() {
+                first.get_or_insert(value).clone()
+            } else {
+                value
+            };
             let claim = Claim::new(&shared, &key, value, runtime.clone());
             let attempt = claim.acquire(lasting, max_lifetime).await;
             let Err((failure, ballots)) = attempt else {
