@@ -368,4 +368,29 @@ mod tests {
             assert_eq!(redact(url), shown, "{url}");
         }
     }
+
+    proptest::proptest! {
+        /// Whatever is before the last @ may be a password, and whatever comes after ? or #.
+        #[test]
+        fn nothing_that_may_be_secret_is_shown(
+            scheme in "(redis|rediss|valkey|unix)://|",
+            secret in "[!-~]{0,30}",
+            host in "[a-z0-9.:]{1,20}",
+            query in "([?#][!-?A-~]{0,30})?",
+        ) {
+            let shown = redact(&format!("{scheme}{secret}@{host}{query}"));
+            // A secret may itself look like a scheme.
+            let expected = match secret.split_once("://") {
+                Some((before, _)) if scheme.is_empty() => format!("{before}://{host}"),
+                _ => format!("{scheme}{host}"),
+            };
+            assert_eq!(shown, expected);
+        }
+
+        #[test]
+        fn no_text_is_too_strange_to_be_a_url(text: String) {
+            let _ = redact(&text);
+            let _ = crate::Redlock::new([text]);
+        }
+    }
 }

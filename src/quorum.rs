@@ -93,4 +93,23 @@ mod tests {
             assert!(2 * quorum(masters) > masters);
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_later_vote_changes_what_is_certain(votes: Vec<bool>) {
+            let mut tally = Tally::new(votes.len());
+            let mut certain = None;
+            for &aye in &votes {
+                tally.count(aye);
+                match (certain, tally.verdict()) {
+                    (None, Verdict::Open) => {}
+                    (None, verdict) => certain = Some(verdict),
+                    (Some(verdict), now) => assert_eq!(verdict, now),
+                }
+            }
+            let ayes = votes.iter().filter(|aye| **aye).count();
+            let carried = 2 * ayes > votes.len();
+            assert!(votes.is_empty() || certain == Some(if carried { Verdict::Carried } else { Verdict::Defeated }));
+        }
+    }
 }

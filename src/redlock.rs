@@ -52,6 +52,11 @@ impl Redlock {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// A client with the default options for masters given as URLs.
     ///
     /// No connection is opened, and no runtime needed. See [`RedlockBuilder::master`] for the URLs.

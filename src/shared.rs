@@ -26,3 +26,26 @@ impl Shared {
         [&self.key_prefix[..], resource].concat().into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use redis::Arg;
+
+    use crate::Redlock;
+    use crate::master::Request;
+    use crate::testing::Masters;
+
+    proptest::proptest! {
+        /// Any bytes are a resource: they reach the masters as they are, and come back as they were.
+        #[test]
+        fn resources_are_bytes(prefix: Vec<u8>, resource: Vec<u8>) {
+            let builder = Redlock::builder().testing(&Masters::new(1));
+            let dlm = builder.key_prefix(&prefix).build().unwrap();
+            let key = dlm.shared().key(&resource);
+            assert_eq!(key.strip_prefix(&prefix[..]), Some(&resource[..]));
+            let command = Request::inspect(&key).command();
+            assert!(command.args_iter().any(|arg| matches!(arg, Arg::Simple(arg) if *arg == *key)));
+            let _ = crate::error::name(&resource);
+        }
+    }
+}

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use redis::aio::ConnectionLike;
 use redis::{Client, RedisError, Value as Reply, cmd};
-use support::{Server, unique};
-use tokio_redlock::testing::Masters;
-use tokio_redlock::{LockError, Redlock, redis};
+use support::{Proxy, Server, Upstream, unique};
+use tokio::time::Instant;
+use tokio_redlock::testing::{Fault, Masters};
+use tokio_redlock::{KeepAlive, LockError, MasterError, Redlock, Vote, redis};
 
 const MS: Duration = Duration::from_millis(1);
 const TTL: Duration = Duration::from_secs(10);
@@ -120,6 +121,13 @@ trait Fleet {
     fn resume(&self, master: usize);
     fn restart(&mut self, master: usize);
     fn lose_key(&self, master: usize, key: &str);
+    fn delay(&self, master: usize, each_way: Duration);
+    /// The next request with this in it is executed, and its answer lost.
+    fn lose_answer(&self, master: usize, pattern: &str);
+    /// Answers the next request to set a key with an error.
+    fn refuse(&self, master: usize);
+    /// Ends that.
+    fn accept(&self, master: usize);
 }
 
 impl Fleet for Masters {
@@ -146,31 +154,83 @@ impl Fleet for Masters {
     fn lose_key(&self, master: usize, key: &str) {
         assert!(self[master].lose_key(key));
     }
+
+    fn delay(&self, master: usize, each_way: Duration) {
+        self[master].delay_requests(each_way..=each_way);
+        self[master].delay_answers(each_way..=each_way);
+    }
+
+    fn lose_answer(&self, master: usize, _: &str) {
+        self[master].meet(Fault::LoseAnswer);
+    }
+
+    fn refuse(&self, master: usize) {
+        let text = "OOM command not allowed when used memory > 'maxmemory'.";
+        self[master].meet(Fault::Error(text.into()));
+    }
+
+    fn accept(&self, _: usize) {}
 }
 
-impl Fleet for Vec<Server> {
+/// Real servers, and the network to them.
+struct Real {
+    servers: Vec<Server>,
+    proxies: Vec<Proxy>,
+}
+
+impl Real {
+    fn start() -> Self {
+        let servers = Server::start_n(3);
+        let proxies = servers.iter().map(Proxy::start).collect();
+        Self { servers, proxies }
+    }
+
+    fn limit_memory(&self, master: usize, bytes: u64) {
+        let mut limit = cmd("CONFIG");
+        limit.arg("SET").arg("maxmemory").arg(bytes);
+        self.servers[master].query::<()>(&limit);
+    }
+}
+
+impl Fleet for Real {
     fn client(&self) -> Redlock {
-        Redlock::new(self.iter().map(Server::url)).unwrap()
+        Redlock::new(self.proxies.iter().map(Proxy::url)).unwrap()
     }
 
     fn keys(&self, master: usize) -> usize {
-        self[master].keys().len()
+        self.servers[master].keys().len()
     }
 
     fn hang(&self, master: usize) {
-        self[master].freeze();
+        self.proxies[master].hang();
     }
 
     fn resume(&self, master: usize) {
-        self[master].thaw();
+        self.proxies[master].resume();
     }
 
     fn restart(&mut self, master: usize) {
-        self[master].restart();
+        self.servers[master].restart();
     }
 
     fn lose_key(&self, master: usize, key: &str) {
-        assert!(self[master].del(key));
+        assert!(self.servers[master].del(key));
+    }
+
+    fn delay(&self, master: usize, each_way: Duration) {
+        self.proxies[master].delay(each_way);
+    }
+
+    fn lose_answer(&self, master: usize, pattern: &str) {
+        self.proxies[master].cut_after_request(pattern, Upstream::Closed);
+    }
+
+    fn refuse(&self, master: usize) {
+        self.limit_memory(master, 1);
+    }
+
+    fn accept(&self, master: usize) {
+        self.limit_memory(master, 0);
     }
 }
 
@@ -237,11 +297,55 @@ async fn live(mut fleet: impl Fleet) {
     guard.release().await.unwrap();
     let guard = two.lock(&name, TTL).await.unwrap();
     guard.release().await.unwrap();
+    assert_eq!(one.shutdown(TTL).await + two.shutdown(TTL).await, 0);
+
+    // An answer that takes its time; a quorum without it does not.
+    fleet.delay(0, 40 * MS);
+    let start = Instant::now();
+    drop(one.lock(&name, TTL).await.unwrap());
+    assert!(start.elapsed() < 80 * MS);
+    assert_eq!(one.shutdown(TTL).await, 0);
+    fleet.delay(1, 40 * MS);
+    let start = Instant::now();
+    drop(one.lock(&name, TTL).await.unwrap());
+    assert!(start.elapsed() >= 80 * MS);
+    assert_eq!(one.shutdown(TTL).await, 0);
+    fleet.delay(0, Duration::ZERO);
+    fleet.delay(1, Duration::ZERO);
+
+    // A lost answer is no vote, and what was executed is undone.
+    let name = unique("resource");
+    fleet.lose_answer(0, &name);
+    fleet.lose_answer(1, &name);
+    let Err(LockError::Unreachable(attempts)) = one.try_lock(&name, TTL).await else {
+        panic!("two answers of three were lost");
+    };
+    let lost = |vote: &Vote| matches!(vote, Vote::Failed(MasterError::Disconnected(_)));
+    let lost = attempts.ballots.iter().filter(|ballot| lost(&ballot.vote));
+    assert_eq!(lost.count(), 2);
+    assert_eq!(one.shutdown(TTL).await, 0);
+    assert!((0..3).all(|master| fleet.keys(master) == 0));
+
+    // Nor is an error.
+    fleet.refuse(0);
+    fleet.refuse(1);
+    let Err(LockError::Unreachable(attempts)) = one.try_lock(&name, TTL).await else {
+        panic!("two masters of three have no memory left");
+    };
+    let refused = |vote: &Vote| matches!(vote, Vote::Failed(MasterError::Server(error)) if error.code() == Some("OOM"));
+    let refused = attempts
+        .ballots
+        .iter()
+        .filter(|ballot| refused(&ballot.vote));
+    assert_eq!(refused.count(), 2);
+    fleet.accept(0);
+    fleet.accept(1);
+    one.lock(&name, TTL).await.unwrap().release().await.unwrap();
 }
 
 #[tokio::test]
 async fn locks_live_on_real_masters() {
-    live(Server::start_n(3)).await;
+    live(Real::start()).await;
 }
 
 #[tokio::test]
@@ -270,4 +374,71 @@ async fn what_a_hung_connection_keeps_is_undone_behind_it() {
     tokio::time::sleep(2 * TTL).await;
     masters[0].resume();
     assert!(masters[0].keys().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_lost_is_not_executed() {
+    let masters = Masters::new(3);
+    masters[0].meet(Fault::LoseRequest);
+    let guard = masters.client().lock("r", TTL).await.unwrap();
+    assert!(masters[0].keys().is_empty());
+    assert_eq!(masters[1].keys(), [b"r"]);
+    drop(guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_live_by_the_clock_of_their_master() {
+    let masters = Masters::new(3);
+    masters[0].run_clock(2.0);
+    masters[1].run_clock(0.5);
+    masters.client().lock("r", TTL).await.unwrap().leak();
+    for (after, left) in [(4, 3), (2, 2), (5, 1), (10, 0)] {
+        tokio::time::sleep(after * Duration::from_secs(1)).await;
+        let holding = masters.iter().filter(|master| !master.keys().is_empty());
+        assert_eq!(holding.count(), left);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_master_that_is_down_refuses_and_comes_back_empty() {
+    let masters = Masters::new(3);
+    let dlm = masters.client();
+    dlm.lock("r", TTL).await.unwrap().leak();
+    masters[0].stop();
+    masters[1].stop();
+    let denied = dlm.try_lock("s", TTL).await;
+    assert!(matches!(denied, Err(LockError::Unreachable(_))));
+    masters[0].restart();
+    masters[1].restart();
+    // Within the ttl: this is the second holder.
+    assert!(dlm.try_lock("r", TTL).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_seed_gives_the_same_values() {
+    let value = async |seed| {
+        let masters = Masters::with_seed(3, seed);
+        let guard = masters.client().lock("r", TTL).await.unwrap();
+        guard.value().to_owned()
+    };
+    assert_eq!(value(1).await, value(1).await);
+    assert_ne!(value(1).await, value(2).await);
+}
+
+/// The test that a user writes: a service loses its lock and stops.
+#[tokio::test(start_paused = true)]
+async fn a_service_stops_when_its_lock_is_lost() {
+    let masters = Masters::new(3);
+    let request = masters.client().lock("leader", TTL);
+    let service = request
+        .keep_alive(KeepAlive::new())
+        .run(async |_| std::future::pending::<()>().await);
+    let service = tokio::spawn(service);
+    tokio::time::sleep(10 * TTL).await;
+    assert!(!service.is_finished());
+    masters[0].hang();
+    masters[1].hang();
+    let hung = Instant::now();
+    service.await.unwrap().unwrap_err();
+    assert!(hung.elapsed() <= TTL);
 }
