@@ -227,7 +227,7 @@ impl RedlockBuilder {
                 timeout: request_timeout,
             });
         }
-        let masters = Masters::new(resolve(masters)?);
+        let masters = Masters::new(resolve(masters, request_timeout)?);
         warn_of_number(masters.count());
         Ok(Redlock::from_shared(Shared {
             releases: Releases::new(&masters),
@@ -242,7 +242,10 @@ impl RedlockBuilder {
     }
 }
 
-fn resolve(candidates: Vec<Candidate>) -> Result<Vec<Master>, BuildError> {
+fn resolve(
+    candidates: Vec<Candidate>,
+    request_timeout: Duration,
+) -> Result<Vec<Master>, BuildError> {
     if candidates.is_empty() {
         return Err(BuildError::NoMaster);
     }
@@ -265,7 +268,7 @@ fn resolve(candidates: Vec<Candidate>) -> Result<Vec<Master>, BuildError> {
         {
             return Err(BuildError::DuplicateMaster { master: address });
         }
-        masters.push(Master::new(address, source));
+        masters.push(Master::new(address, source, request_timeout));
     }
     Ok(masters)
 }
@@ -302,9 +305,14 @@ fn redact(url: &str) -> String {
         Some((scheme, rest)) => (format!("{scheme}://"), rest),
         None => (String::new(), url),
     };
-    // A password may itself hold any character, so all up to the last @ may be part of it.
-    let rest = rest.rsplit_once('@').map_or(rest, |(_, address)| address);
-    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    // A password may itself hold any character: what stands before the last @ may be part of it, and where that
+    // comes after the beginning of a query, so may what stands after it.
+    let query = rest.find(['?', '#']).unwrap_or(rest.len());
+    let rest = match rest.rfind('@') {
+        Some(at) if at > query => "...",
+        Some(at) => &rest[at + 1..query],
+        None => &rest[..query],
+    };
     format!("{scheme}{rest}")
 }
 
@@ -362,6 +370,11 @@ mod tests {
                 "unix:///run/redis.sock",
             ),
             ("http//user:secret@host", "host"),
+            ("redis://user:sec?ret@host", "redis://..."),
+            (
+                "redis+sock:///run/redis.sock?pass=sec@ret",
+                "redis+sock://...",
+            ),
             ("", ""),
             ("://", "://"),
         ] {

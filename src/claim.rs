@@ -69,7 +69,7 @@ impl Claim {
         }
     }
 
-    /// A claim that another process made, good until then. Dropped before it is [`adopted`](Self::adopted), it
+    /// A claim that another process made, good until then. Dropped before it is [adopted](Self::adopt), it
     /// stays as it was.
     pub(crate) fn of_another(
         shared: &Arc<Shared>,
@@ -82,11 +82,6 @@ impl Claim {
         claim.trail = Trail::of_another(shared.masters.count());
         claim.lease().grant(valid_until);
         claim
-    }
-
-    /// The claim is ours from now on.
-    pub(crate) fn adopted(&self) {
-        self.trail.adopted();
     }
 
     pub(crate) fn resource(&self) -> &[u8] {
@@ -163,6 +158,20 @@ impl Claim {
     /// Asks all masters to lengthen the key, or to set it again where it is missing.
     pub(crate) async fn extend(&self, ttl: Duration) -> Result<(), ExtendError> {
         let ttl = Ttl::new(ttl, self.shared.drift)?;
+        let request = Request::extend(&self.key, &self.value, ttl);
+        self.prolong(ttl, request).await
+    }
+
+    /// Makes a claim of another our own, by asking all masters to lengthen the key.
+    pub(crate) async fn adopt(&self, ttl: Duration) -> Result<(), ExtendError> {
+        let ttl = Ttl::new(ttl, self.shared.drift)?;
+        let request = Request::adopt(&self.key, &self.value, ttl);
+        self.prolong(ttl, request).await?;
+        self.trail.adopted();
+        Ok(())
+    }
+
+    async fn prolong(&self, ttl: Ttl, request: Request) -> Result<(), ExtendError> {
         let start = self.now();
         let lost = |loss, ballots| {
             let resource = name(self.resource());
@@ -181,21 +190,23 @@ impl Claim {
         } else {
             left
         };
-        let request = Request::extend(&self.key, &self.value, ttl);
-        let (verdict, round) = self.ask(&request, ttl, left).await;
+        let (verdict, mut round) = self.ask(&request, ttl, left).await;
         if verdict == Verdict::Carried {
             self.leave(round);
             // Only if the old validity has not ended in the meantime, whatever the masters say.
             let extended = self.lease().extend(self.now(), ttl.valid_until(start));
             return extended.map_err(|loss| lost(loss, Ballots::default()));
         }
-        let ballots = round.ballots();
+        let not_ours = |vote: &Vote| matches!(vote, Vote::Refused | Vote::Recreated);
+        let ballots = round
+            .explained(not_ours, left.min(self.shared.request_timeout))
+            .await;
         self.leave(round);
         #[cfg(test)]
         if Rule::FailedExtensionsReleaseNothing.is_broken() {
             drop(self.release());
         }
-        if ballots.is_quorum(|vote| matches!(vote, Vote::Refused | Vote::Recreated)) {
+        if ballots.is_quorum(not_ours) {
             self.lease().lose(self.now(), Loss::Taken);
             self.lost_early.notify_waiters();
         }

@@ -1,6 +1,5 @@
 //! Releasing when the runtime is gone: on a thread that lives for a moment, with connections of its own.
 
-use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,12 +7,12 @@ use tokio::runtime;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::timeout;
 
-use crate::error::Vote;
-use crate::master::Request;
+use crate::master::{Identity, Request};
 use crate::masters::Masters;
 
-/// How long whoever drops a guard without a runtime is kept waiting: many round trips, and no noticeable pause.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// How long whoever drops a guard without a runtime is kept waiting: enough for a busy machine, and no noticeable
+/// pause. A master that hangs costs it once, not for every guard.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(250);
 
 /// The thread that does it. Guards dropped shortly after each other share it and its connections.
 pub(crate) struct Farewell {
@@ -21,10 +20,15 @@ pub(crate) struct Farewell {
     thread: Mutex<Option<UnboundedSender<Wish>>>,
 }
 
-struct Wish {
-    request: Request,
-    held: Vec<bool>,
-    granted: SyncSender<bool>,
+/// A last compare-and-delete.
+pub(crate) struct Wish {
+    pub(crate) request: Request,
+    /// The masters that may hold the key.
+    pub(crate) held: Vec<bool>,
+    /// Those connections that are gone with their runtime: closed first, so that nothing under way there comes after.
+    pub(crate) connections: Vec<Option<Identity>>,
+    /// Is told whether all of the masters have answered.
+    pub(crate) granted: Box<dyn FnOnce(bool) + Send>,
 }
 
 impl Farewell {
@@ -35,19 +39,8 @@ impl Farewell {
         })
     }
 
-    /// Sends a compare-and-delete to the masters that may hold the key, and blocks until they have answered, at
-    /// most 100 ms. Tells whether all of them have.
-    pub(crate) fn undo(self: &Arc<Self>, request: Request, held: Vec<bool>) -> bool {
-        let (granted, answer) = sync_channel(1);
-        self.send(Wish {
-            request,
-            held,
-            granted,
-        });
-        answer.recv_timeout(PATIENCE).unwrap_or(false)
-    }
-
-    fn send(self: &Arc<Self>, wish: Wish) {
+    /// Sends a compare-and-delete to the masters that may hold the key. Does not wait.
+    pub(crate) fn send(self: &Arc<Self>, wish: Wish) {
         let mut thread = self.lock();
         let wishes = thread.get_or_insert_with(|| {
             let (wishes, received) = unbounded_channel();
@@ -96,9 +89,12 @@ impl Farewell {
 }
 
 async fn grant(masters: Masters, wish: Wish) {
-    let mut round = masters.undo(&wish.request, &wish.held, PATIENCE);
-    round.ended(PATIENCE).await;
-    let _ = wish
-        .granted
-        .try_send(round.without(Vote::is_settled).is_empty());
+    let Wish {
+        request,
+        held,
+        connections,
+        granted,
+    } = wish;
+    let undone = masters.undo_after(connections, &request, &held, PATIENCE);
+    granted(timeout(PATIENCE, undone).await.unwrap_or(false));
 }

@@ -25,7 +25,7 @@ use crate::quorum::Verdict;
 ///
 /// `drop` sends a compare-and-delete to every master and returns at once; a task sees to the answers. It may be
 /// called anywhere: in an aborted task, on a thread without a runtime, while panicking. If the runtime has
-/// shut down, a thread of its own sends it, and `drop` waits for that, at most 100 ms. To wait for all releases
+/// shut down, a thread of its own sends it, and `drop` waits for that, at most a quarter of a second. To wait for all releases
 /// before a process ends there is [`Redlock::shutdown`](crate::Redlock::shutdown).
 ///
 /// # Sharing
@@ -138,6 +138,10 @@ impl LockGuard {
             match &result {
                 Ok(()) => "extended",
                 Err(ExtendError::Ttl(_)) => "bad ttl",
+                Err(ExtendError::Lost {
+                    loss: Loss::Expired,
+                    ..
+                }) => "expired",
                 Err(ExtendError::Lost { .. }) => "lost",
                 Err(ExtendError::Unconfirmed { .. }) => "unconfirmed",
             },
@@ -179,7 +183,7 @@ impl LockGuard {
         span.record("elapsed", tracing::field::debug(started.elapsed()));
         let (outcome, result) = if verdict == Verdict::Carried {
             ("released", Ok(()))
-        } else if ballots.is_quorum(|vote| matches!(vote, Vote::Refused)) {
+        } else if !ballots.is_quorum(|vote| !matches!(vote, Vote::Refused)) {
             ("not held", Err(ReleaseError::NotHeld { resource, ballots }))
         } else {
             (

@@ -20,7 +20,10 @@
 //! - [`Redlock`] is the client: [`lock`](Redlock::lock) waits as a [`RetryPolicy`] says, [`try_lock`](Redlock::try_lock)
 //!   asks once, and [`shutdown`](Redlock::shutdown) waits for the releases under way. [`RedlockBuilder`] has the options.
 //! - [`LockGuard`] is the lock: its [`validity`](LockGuard::validity), [`extend`](LockGuard::extend),
-//!   [`release`](LockGuard::release), and [`leak`](LockGuard::leak). Dropped, it is released.
+//!   [`release`](LockGuard::release), and [`leak`](LockGuard::leak). Dropped, it is released. It tells when it is
+//!   [`lost`](LockGuard::lost), and can [`run`](LockGuard::run) work for as long as it is good.
+//! - [`KeepAlive`] extends a lock for as long as its guard exists; [`with_lock`](Redlock::with_lock) does that around
+//!   some work. [`inspect`](Redlock::inspect) asks who holds a lock, [`adopt`](Redlock::adopt) takes one over.
 //! - [`LockError`], [`ExtendError`] and [`ReleaseError`] tell what happened, with the [`Ballots`] of all masters.
 //!
 //! # What it guarantees
@@ -47,8 +50,8 @@
 //! confirms it (`appendfsync always`), or stays away for the longest ttl before it comes back, and none evicts keys
 //! (`noeviction`). The README has the rest, with the rights that a user needs on a master.
 //!
-//! There is nothing yet that keeps a lock alive in the background, tells the moment it is lost, wakes up those who
-//! wait, gives fencing tokens, or keeps a master out that restarted empty.
+//! There is nothing yet that wakes up those who wait, gives fencing tokens, or keeps a master out that restarted
+//! empty.
 //!
 //! # Cargo features
 //!

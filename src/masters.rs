@@ -6,11 +6,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
+use tokio::runtime;
 use tokio::time::timeout;
 
 use crate::error::{Ballots, Vote};
 use crate::inspect::Sighting;
-use crate::master::{Master, Request};
+use crate::master::{Identity, Master, Request};
 use crate::quorum::{Tally, Verdict};
 use crate::trail::{Step, Trail};
 
@@ -78,6 +79,36 @@ impl Masters {
         }
     }
 
+    /// The connections that have ended or end with a runtime, in the order of the masters.
+    pub(crate) fn orphans(&self, gone: Option<runtime::Id>) -> Vec<Option<Identity>> {
+        self.0.iter().map(|master| master.orphan(gone)).collect()
+    }
+
+    /// Asks those masters that may hold a key to delete it, once another connection to each has been closed. Tells
+    /// whether all of them have answered.
+    pub(crate) async fn undo_after(
+        &self,
+        closing: Vec<Option<Identity>>,
+        request: &Request,
+        held: &[bool],
+        patience: Duration,
+    ) -> bool {
+        let masters = self.0.iter().cloned().zip(closing).zip(held);
+        let asked =
+            masters
+                .filter(|(_, held)| **held)
+                .map(|((master, connection), _)| async move {
+                    if let Some(connection) = connection {
+                        master.close(connection, patience).await;
+                    }
+                    master
+                        .ask(request.clone(), Step::Undo, patience)
+                        .await
+                        .is_settled()
+                });
+        join_all(asked).await.into_iter().all(|settled| settled)
+    }
+
     pub(crate) fn get(&self, place: usize) -> Master {
         self.0[place].clone()
     }
@@ -123,6 +154,22 @@ impl Round {
             Ok(verdict) => verdict,
             Err(_) => self.give_up(within),
         }
+    }
+
+    /// Waits, after a defeat, until it is certain as well whether a quorum has given that reason for it; at most
+    /// `within`. That there is no quorum is certain before.
+    pub(crate) async fn explained(
+        &mut self,
+        reason: impl Fn(&Vote) -> bool,
+        within: Duration,
+    ) -> Ballots {
+        let possible = |vote: &Vote| reason(vote) || matches!(vote, Vote::Unheard);
+        let ballots = self.ballots();
+        if ballots.is_quorum(&reason) || !ballots.is_quorum(possible) {
+            return ballots;
+        }
+        self.ended(within).await;
+        self.ballots()
     }
 
     /// Waits until every master has answered or failed, or `within` has passed.

@@ -216,7 +216,8 @@ impl Redlock {
     /// # Errors
     ///
     /// [`AdoptError`], mostly as for [`LockGuard::extend`]: the lock is only taken over if a quorum confirms that, and before the
-    /// validity that was handed over has ended. After an error nothing is released; it may be tried again.
+    /// validity that was handed over, counted from the call, has ended. After an error no key is set or deleted; it
+    /// may be tried again.
     ///
     /// # Cancel safety
     ///
@@ -234,20 +235,26 @@ impl Redlock {
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn adopt(&self, handover: Handover, ttl: Duration) -> Result<LockGuard, AdoptError> {
+    pub fn adopt(
+        &self,
+        handover: Handover,
+        ttl: Duration,
+    ) -> impl Future<Output = Result<LockGuard, AdoptError>> + Send + use<> {
         let Handover {
             resource,
             value,
             validity,
         } = handover;
-        let shared = &self.shared;
+        let shared = Arc::clone(&self.shared);
+        // From the call, not from the first poll.
         let valid_until = shared.clock.now().after(validity);
-        let runtime = Handle::try_current().map_err(|_| AdoptError::NoRuntime)?;
-        let (key, value) = (shared.key(&resource), Value::handed_over(value));
-        let claim = Claim::of_another(shared, &key, value, runtime, valid_until);
-        claim.extend(ttl).await?;
-        claim.adopted();
-        Ok(LockGuard::new(claim))
+        async move {
+            let runtime = Handle::try_current().map_err(|_| AdoptError::NoRuntime)?;
+            let (key, value) = (shared.key(&resource), Value::handed_over(value));
+            let claim = Claim::of_another(&shared, &key, value, runtime, valid_until);
+            claim.adopt(ttl).await?;
+            Ok(LockGuard::new(claim))
+        }
     }
 
     /// Waits until every release under way is confirmed by every master that may hold the key, those from drops

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -12,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::clock::{Clock, Moment};
 use crate::error::{Ballots, Vote, name};
-use crate::farewell::Farewell;
+use crate::farewell::{Farewell, PATIENCE, Wish};
 use crate::master::Request;
 use crate::masters::{Masters, Round};
 use crate::quorum::Verdict;
@@ -92,9 +93,12 @@ impl Release {
     pub(crate) fn begin(task: Task, releases: &Releases) -> Self {
         let ticket = releases.begin();
         let mut round = task.masters.undo(&task.request, &task.held, task.patience);
-        let context = task.runtime.enter();
-        round.hand_over();
-        drop(context);
+        // Not while the thread is being taken down: then there is no entering a runtime any more.
+        if !is_thread_ending() {
+            let context = task.runtime.enter();
+            round.hand_over();
+            drop(context);
+        }
         Self(Some(Undo {
             task,
             round,
@@ -107,8 +111,13 @@ impl Release {
         let Some(undo) = &mut self.0 else {
             return (Verdict::Defeated, Ballots::default());
         };
-        let verdict = undo.round.decided(undo.task.patience).await;
-        (verdict, undo.round.ballots())
+        let Undo { task, round, .. } = undo;
+        let verdict = round.decided(task.patience).await;
+        if verdict == Verdict::Carried {
+            return (verdict, round.ballots());
+        }
+        let not_ours = |vote: &Vote| matches!(vote, Vote::Refused);
+        (verdict, round.explained(not_ours, task.patience).await)
     }
 }
 
@@ -118,29 +127,44 @@ impl Drop for Release {
         if undo.round.without(Vote::is_settled).is_empty() {
             return;
         }
-        let own = &undo.task.runtime;
-        let runtime = match own.runtime_flavor() {
-            // One that we are not within may never run again.
-            RuntimeFlavor::CurrentThread => Handle::try_current().ok(),
-            _ => Some(own.clone()),
-        };
-        let unattended = Unattended(Some(undo));
-        if let Some(runtime) = runtime {
-            runtime.spawn(unattended.run());
+        let own = undo.task.runtime.clone();
+        // A current-thread runtime that we are not within may never run again.
+        let runs = own.runtime_flavor() != RuntimeFlavor::CurrentThread
+            || Handle::try_current().is_ok_and(|here| here.id() == own.id());
+        if runs && !is_thread_ending() {
+            own.spawn(
+                Unattended {
+                    undo: Some(undo),
+                    spawned: true,
+                }
+                .run(),
+            );
+        } else {
+            drop(Unattended {
+                undo: Some(undo),
+                spawned: false,
+            });
         }
     }
 }
 
-/// A release in the background. Its runtime may drop it unfinished when it shuts down; then it is finished
-/// without one.
-struct Unattended(Option<Undo>);
+fn is_thread_ending() -> bool {
+    Handle::try_current().is_err_and(|error| error.is_thread_local_destroyed())
+}
+
+/// A release in the background. Should its runtime drop it unfinished when it shuts down, it is finished without
+/// one.
+struct Unattended {
+    undo: Option<Undo>,
+    spawned: bool,
+}
 
 impl Unattended {
     async fn run(mut self) {
-        if let Some(undo) = &mut self.0 {
+        if let Some(undo) = &mut self.undo {
             undo.finish().await;
         }
-        self.0 = None;
+        self.undo = None;
     }
 }
 
@@ -150,21 +174,45 @@ impl Drop for Unattended {
             task,
             round,
             ticket,
-        }) = self.0.take()
+        }) = self.undo.take()
         else {
             return;
         };
         let Task {
-            masters, request, ..
-        } = &task;
+            masters,
+            request,
+            runtime,
+            resource,
+            ..
+        } = task;
         let mut held = vec![false; masters.count()];
         for place in round.without(Vote::is_settled) {
             held[place] = true;
         }
-        // What was not answered yet will not be: the connections go down with the runtime.
         drop(round);
-        if !ticket.0.0.farewell.undo(request.clone(), held) {
-            warn_unconfirmed(&task.resource, "the runtime has shut down");
+        let farewell = Arc::clone(&ticket.0.0.farewell);
+        let (finished, wait) = sync_channel(1);
+        let wish = Wish {
+            request,
+            held,
+            connections: masters.orphans(self.spawned.then(|| runtime.id())),
+            granted: Box::new(move |granted| {
+                if !granted {
+                    warn_unconfirmed(&resource, "its runtime has shut down");
+                }
+                drop(ticket);
+                let _ = finished.try_send(());
+            }),
+        };
+        farewell.send(wish);
+        let wait = move || {
+            let _ = wait.recv_timeout(PATIENCE);
+        };
+        match Handle::try_current() {
+            // A runtime that is alive is not made to wait, but should not end before.
+            Ok(here) if here.id() != runtime.id() => drop(here.spawn_blocking(wait)),
+            // Its own, if we are within it, is shutting down.
+            _ => wait(),
         }
     }
 }

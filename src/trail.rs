@@ -62,7 +62,7 @@ impl Trail {
 pub(crate) enum Step {
     /// Always: what it sends only looks.
     Free,
-    /// Always: what it sends undoes.
+    /// Always, also to a master that hangs: what it sends undoes something.
     Undo,
     /// While the trail is not shut; and it is noted there.
     On(Arc<Trail>, usize),

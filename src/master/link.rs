@@ -1,20 +1,35 @@
 //! The connection to one master: opened when first needed, shared by all requests, replaced when it breaks or
 //! hangs, and never waited for longer than a request may take.
 
+use std::io;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use redis::{Cmd, RedisError, Value as Reply};
+use futures::stream::{FuturesUnordered, StreamExt};
+use redis::{Cmd, Value as Reply};
+use tokio::runtime::{self, Handle};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::source::{Identity, Source};
+use super::source::{Identity, Source, close, prepare};
 use super::watched::Watched;
 use super::wire::{Fault, Wire};
 use crate::error::{Address, MasterError};
 
 /// A master that has left everything unanswered for this long is asked for a sign of life.
 const SILENCE: Duration = Duration::from_millis(300);
+
+/// One that does not give it for this long hangs.
+const DOUBT: Duration = Duration::from_millis(200);
+
+/// How long an attempt to connect may take, unless requests may take longer: several round trips of any sane
+/// network, and short enough for a master that comes back after a partition to vote within half a second.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(400);
+
+/// And for masters so far away that requests may take longer, at most this long.
+const LONGEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// At least this long between two attempts to connect, so that a port that refuses is not hammered.
 const MIN_PAUSE: Duration = Duration::from_millis(20);
@@ -28,6 +43,8 @@ const UNWANTED: Duration = Duration::from_secs(10);
 pub(crate) struct Link {
     address: Address,
     source: Source,
+    /// How long an attempt to connect may take.
+    timeout: Duration,
     state: Watched<State>,
     /// The connection before the next one, if its master told us what it is called there.
     predecessor: Mutex<Option<Identity>>,
@@ -43,6 +60,8 @@ pub(crate) struct Link {
     /// Whether the log knows that it does not answer, and that it refuses what it is asked.
     failing: AtomicBool,
     refusing: AtomicBool,
+    /// Wakes the one who asks a master that hangs for a sign of life.
+    revived: Notify,
 }
 
 /// An open connection, and which one in the row of them.
@@ -50,6 +69,8 @@ pub(crate) struct Link {
 pub(crate) struct Live {
     wire: Wire,
     serial: u64,
+    /// The runtime that serves it, and that it ends with.
+    runtime: runtime::Id,
 }
 
 enum State {
@@ -58,15 +79,26 @@ enum State {
         since: Instant,
     },
     Up(Live),
-    /// No connection that answers, and why; a task is at it. Or one that hangs.
-    Down(MasterError, Option<Live>),
+    /// A connection that does not answer; a task tries to open another one.
+    Hung(Live),
+    /// No connection, and why; a task is at it.
+    Down(MasterError),
+}
+
+impl State {
+    fn connecting() -> Self {
+        Self::Connecting {
+            since: Instant::now(),
+        }
+    }
 }
 
 impl Link {
-    pub(crate) fn new(address: Address, source: Source) -> Self {
+    pub(crate) fn new(address: Address, source: Source, timeout: Duration) -> Self {
         Self {
             address,
             source,
+            timeout: timeout.clamp(CONNECT_TIMEOUT, LONGEST_CONNECT_TIMEOUT),
             state: Watched::new(State::Idle),
             predecessor: Mutex::new(None),
             created: Instant::now(),
@@ -76,6 +108,7 @@ impl Link {
             probing: AtomicBool::new(false),
             failing: AtomicBool::new(false),
             refusing: AtomicBool::new(false),
+            revived: Notify::new(),
         }
     }
 }
@@ -87,7 +120,7 @@ impl Link {
 
     /// A link of its own to the same master.
     pub(crate) fn sibling(&self) -> Self {
-        Self::new(self.address.clone(), self.source.clone())
+        Self::new(self.address.clone(), self.source.clone(), self.timeout)
     }
 
     /// The connection, opened now if need be.
@@ -102,7 +135,8 @@ impl Link {
             self.connect_if_idle();
             match &*self.state.borrow() {
                 State::Up(live) => Some(Ok(live.clone())),
-                State::Down(error, _) => Some(Err(error.clone())),
+                State::Hung(_) => Some(Err(MasterError::Hung(self.silence()))),
+                State::Down(error) => Some(Err(error.clone())),
                 State::Connecting { since } if since.elapsed() > patience => {
                     Some(Err(MasterError::TimedOut(patience)))
                 }
@@ -112,13 +146,14 @@ impl Link {
         self.state.wait_for(look).await
     }
 
-    /// The connection for what undoes, also one that hangs: behind what it undoes it is executed, whenever that is.
+    /// The connection for what undoes something, also one that hangs: there it is executed behind what it undoes,
+    /// whenever that is.
     pub(crate) async fn live_to_undo(
         self: &Arc<Self>,
         patience: Duration,
     ) -> Result<Live, MasterError> {
-        if let State::Down(_, Some(hung)) = &*self.state.borrow() {
-            return Ok(hung.clone());
+        if let State::Hung(live) = &*self.state.borrow() {
+            return Ok(live.clone());
         }
         self.live(patience).await
     }
@@ -132,6 +167,30 @@ impl Link {
         self.state.wait_for(look).await;
     }
 
+    /// The connection as its master knows it, if it has ended or ends with that runtime, and so is not used any more.
+    pub(crate) fn orphan(&self, gone: Option<runtime::Id>) -> Option<Identity> {
+        self.state.modify(|state| {
+            let ends = matches!(state, State::Up(live) if Some(live.runtime) == gone);
+            if ends {
+                *state = State::Idle;
+            }
+            ends
+        });
+        let alive = matches!(&*self.state.borrow(), State::Up(_));
+        if alive {
+            None
+        } else {
+            lock(&self.predecessor).clone()
+        }
+    }
+
+    /// Closes another connection to this master at its end.
+    pub(crate) async fn close(self: &Arc<Self>, other: Identity, patience: Duration) {
+        if let Ok(live) = self.live(patience).await {
+            close(&live.wire, Some(other)).await;
+        }
+    }
+
     /// Sends one command and waits for the reply; the first poll hands it over.
     pub(crate) async fn exchange(
         self: &Arc<Self>,
@@ -139,10 +198,10 @@ impl Link {
         command: Arc<Cmd>,
     ) -> Result<Reply, Fault> {
         self.mark_asked(&live);
-        let Live { wire, serial } = live;
+        let Live { wire, serial, .. } = live;
         let reply = wire.send(command).await;
         match &reply {
-            Err(Fault::Broken(error)) => self.broken(serial, error),
+            Err(Fault::Broken(_)) => self.broken(serial),
             _ => self.heard(),
         }
         reply
@@ -169,6 +228,7 @@ impl Link {
         self.asked.store(0, Ordering::Relaxed);
         if self.failing.load(Ordering::Relaxed) && self.failing.swap(false, Ordering::Relaxed) {
             tracing::info!(master = %self.address, "master answers again");
+            self.revived.notify_waiters();
         }
     }
 
@@ -179,7 +239,7 @@ impl Link {
         else {
             return;
         };
-        if now.saturating_sub(since) > millis(SILENCE)
+        if now.saturating_sub(since) > millis(self.silence() - self.doubt())
             && !self.probing.swap(true, Ordering::Relaxed)
         {
             tokio::spawn(Prober(Arc::clone(self)).run(live.clone()));
@@ -187,48 +247,43 @@ impl Link {
     }
 
     /// A request found its connection broken: another one is opened at once.
-    fn broken(self: &Arc<Self>, serial: u64, error: &RedisError) {
-        let hasty = self.since(&self.attempted) < MIN_PAUSE;
-        self.replace_if(
-            |state| matches!(state, State::Up(current) if current.serial == serial),
-            || {
-                if hasty {
-                    State::Down(MasterError::from_redis(error.clone()), None)
-                } else {
-                    State::Connecting {
-                        since: Instant::now(),
-                    }
-                }
-            },
-        );
+    fn broken(self: &Arc<Self>, serial: u64) {
+        self.connect_if(|state| matches!(state, State::Up(current) if current.serial == serial));
     }
 
     fn connect_if_idle(self: &Arc<Self>) {
         self.wanted.store(self.now(), Ordering::Relaxed);
-        self.replace_if(
-            |state| matches!(state, State::Idle),
-            || State::Connecting {
-                since: Instant::now(),
-            },
-        );
+        self.connect_if(|state| matches!(state, State::Idle));
     }
 
-    /// Goes from one state to another and sets a task to connect, in one step.
-    fn replace_if(
-        self: &Arc<Self>,
-        condition: impl FnOnce(&State) -> bool,
-        next: impl FnOnce() -> State,
-    ) {
-        let replaced = self.state.modify(|state| {
-            let replace = condition(state);
-            if replace {
-                *state = next();
-            }
-            replace
-        });
-        if replaced {
+    /// Sets a task to connect if the state is such a one, in one step.
+    fn connect_if(self: &Arc<Self>, condition: impl FnOnce(&State) -> bool) {
+        if self.change(condition, State::connecting()) {
             let mender = Mender(Arc::clone(self));
             tokio::spawn(async move { mender.connect_until_it_works().await });
+        }
+    }
+
+    /// Goes on to the next state if the state is such a one, in one step; tells whether it was.
+    fn change(&self, condition: impl FnOnce(&State) -> bool, next: State) -> bool {
+        self.state.modify(|state| {
+            let changes = condition(state);
+            if changes {
+                *state = next;
+            }
+            changes
+        })
+    }
+
+    /// Opens a connection; with another attempt beside the first where that takes long: it may have set out
+    /// while the master could not be reached, and come back to nothing.
+    async fn open_somehow(&self) -> Result<(), MasterError> {
+        let mut attempts = FuturesUnordered::new();
+        loop {
+            attempts.push(self.open());
+            if let Ok(Some(first)) = timeout(CONNECT_TIMEOUT, attempts.next()).await {
+                return first;
+            }
         }
     }
 
@@ -238,19 +293,41 @@ impl Link {
         sleep(MIN_PAUSE.saturating_sub(since_last)).await;
         self.attempted.store(self.now(), Ordering::Relaxed);
         let predecessor = lock(&self.predecessor).clone();
-        let (wire, identity) = self
-            .source
-            .connect(predecessor)
-            .await
-            .map_err(MasterError::from_connecting)?;
+        let runtime = Handle::current().id();
+        let opened = timeout(self.timeout, async {
+            let wire = self.source.open().await?;
+            // From here on the old connection is closed, even should it come back to life.
+            self.change(|state| matches!(state, State::Hung(_)), State::connecting());
+            let identity = prepare(&wire, predecessor).await;
+            Ok((wire, identity))
+        });
+        let opened = opened.await.unwrap_or_else(|_| {
+            let error = format!("timed out after {:?}", self.timeout);
+            Err(io::Error::new(io::ErrorKind::TimedOut, error).into())
+        });
+        let (wire, identity) = opened.map_err(MasterError::from_connecting)?;
         if identity.is_some() {
             *lock(&self.predecessor) = identity;
         }
         let serial = self.attempted.load(Ordering::Relaxed);
         self.refusing.store(false, Ordering::Relaxed);
         self.heard();
-        self.state.set(State::Up(Live { wire, serial }));
+        self.state.set(State::Up(Live {
+            wire,
+            serial,
+            runtime,
+        }));
         Ok(())
+    }
+
+    /// How long a master may keep silent when it is asked for a sign of life: as long as for a request, at least.
+    fn doubt(&self) -> Duration {
+        DOUBT.max(self.timeout.saturating_sub(CONNECT_TIMEOUT))
+    }
+
+    /// How long a master has kept silent when it is known to hang.
+    fn silence(&self) -> Duration {
+        SILENCE + self.doubt()
     }
 
     /// Milliseconds since this link was made, from 1.
@@ -287,22 +364,19 @@ impl Mender {
     async fn connect_until_it_works(&self) {
         let link = &self.0;
         let mut pause = MIN_PAUSE;
-        while let Err(error) = link.open().await {
+        loop {
+            let started = Instant::now();
+            let Err(error) = link.open_somehow().await else {
+                return;
+            };
             link.report(&error);
-            link.state.modify(|state| {
-                // That it hangs says more than that another connection to it hangs as well.
-                if !matches!(
-                    (&*state, &error),
-                    (
-                        State::Down(MasterError::Hung(_), _),
-                        MasterError::Connect(_)
-                    )
-                ) {
-                    *state = State::Down(error, None);
-                }
-                true
-            });
-            sleep(pause).await;
+            // A connection that hangs is kept, since what undoes goes there.
+            link.change(
+                |state| !matches!(state, State::Hung(_)),
+                State::Down(error),
+            );
+            // An attempt that took long was pause enough.
+            sleep(pause.saturating_sub(started.elapsed())).await;
             pause = (pause * 2).min(MAX_PAUSE);
             if self.is_unwanted() {
                 return;
@@ -332,31 +406,30 @@ impl Prober {
     async fn run(self, live: Live) {
         let link = &self.0;
         let ping = link.exchange(live.clone(), ping());
-        if timeout(SILENCE, ping).await.is_ok() {
+        if timeout(link.doubt(), ping).await.is_ok() {
             return;
         }
-        let error = MasterError::Hung(SILENCE * 2);
-        let hangs = link.state.modify(|state| {
-            let current = matches!(state, State::Up(current) if current.serial == live.serial);
-            if current {
-                *state = State::Down(error.clone(), Some(live.clone()));
-            }
-            current
-        });
+        let current =
+            |state: &State| matches!(state, State::Up(current) if current.serial == live.serial);
+        let hangs = link.change(current, State::Hung(live.clone()));
         if !hangs {
             return;
         }
-        link.report(&error);
+        link.report(&MasterError::Hung(link.silence()));
         let mender = Mender(Arc::clone(link));
+        let mut another = pin!(mender.connect_until_it_works());
         let revived = tokio::select! {
+            biased;
+            () = link.revived.notified() => true,
             revived = revives(&live) => revived,
-            () = mender.connect_until_it_works(), if link.source.reconnects() => return,
+            () = &mut another, if link.source.reconnects() => return,
         };
-        if revived {
+        let hangs = |state: &State| matches!(state, State::Hung(_));
+        if revived && link.change(hangs, State::Up(live)) {
             link.heard();
-            link.state.set(State::Up(live));
         } else {
-            mender.connect_until_it_works().await;
+            link.change(hangs, State::connecting());
+            another.await;
         }
     }
 }

@@ -14,12 +14,13 @@ use std::task::Poll;
 use std::time::Duration;
 
 use redis::{ErrorKind, ServerErrorKind, Value as Reply};
+use tokio::runtime;
 use tokio::time::{sleep, timeout};
 
 use self::link::Link;
 pub(crate) use self::request::Request;
 use self::request::read_state;
-pub(crate) use self::source::{Source, address};
+pub(crate) use self::source::{Identity, Source, address};
 use self::wire::Fault;
 pub(crate) use self::wire::Given;
 use crate::error::{Address, MasterError, Vote};
@@ -37,8 +38,9 @@ pub(crate) struct Master {
 }
 
 impl Master {
-    pub(crate) fn new(address: Address, source: Source) -> Self {
-        let link = Arc::new(Link::new(address, source));
+    /// `timeout` is how long a request may take.
+    pub(crate) fn new(address: Address, source: Source, timeout: Duration) -> Self {
+        let link = Arc::new(Link::new(address, source, timeout));
         Self { link }
     }
 
@@ -50,6 +52,16 @@ impl Master {
 
     pub(crate) fn address(&self) -> &Address {
         self.link.address()
+    }
+
+    /// The connection, if it has ended or ends with that runtime.
+    pub(crate) fn orphan(&self, gone: Option<runtime::Id>) -> Option<Identity> {
+        self.link.orphan(gone)
+    }
+
+    /// Closes a connection at the master's end: what is still under way there comes to nothing.
+    pub(crate) async fn close(&self, connection: Identity, patience: Duration) {
+        self.link.close(connection, patience).await;
     }
 
     /// No answer came in time.

@@ -4,6 +4,7 @@
 //! | --- | --- | --- | --- |
 //! | acquire | `SET key value NX PX ttl` | `OK` | nil: the key exists |
 //! | extend | `extend.lua` | 1: ours, and lengthened | 2: was missing, set again; 0: not ours |
+//! | adopt | `extend.lua` | 1: ours, and lengthened | 0: missing or not ours |
 //! | release | `release.lua` | 1: ours, and deleted | 0: missing or not ours |
 //! | inspect | `inspect.lua` | value and time to live | |
 //!
@@ -83,6 +84,13 @@ impl Request {
     pub(crate) fn extend(key: &[u8], value: &Value, ttl: Ttl) -> Self {
         let mut call = EXTEND.call(key);
         call.arg(value.as_str()).arg(ttl.millis());
+        Self::new(Kind::Extend, call)
+    }
+
+    /// An extension that sets nothing where the key is missing: whoever adopts may be mistaken.
+    pub(crate) fn adopt(key: &[u8], value: &Value, ttl: Ttl) -> Self {
+        let mut call = EXTEND.call(key);
+        call.arg(value.as_str()).arg(ttl.millis()).arg("XX");
         Self::new(Kind::Extend, call)
     }
 

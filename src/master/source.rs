@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
+use futures::FutureExt;
+use futures::future::join_all;
 use redis::io::tcp::socket2::TcpKeepalive;
 use redis::{AsyncConnectionConfig, Client, ConnectionAddr, FromRedisValue, RedisResult};
 use tokio::sync::Semaphore;
@@ -11,10 +12,6 @@ use tokio::sync::Semaphore;
 use super::request::scripts;
 use super::wire::{Given, Wire};
 use crate::error::Address;
-
-/// How long an attempt to connect may take: several round trips of any sane network, and short enough for a master
-/// that comes back after a partition to vote within half a second.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// An idle connection is probed after so long: below the five minutes after which common firewalls forget it.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -58,43 +55,41 @@ impl Source {
         matches!(self, Self::Client(_))
     }
 
-    /// Opens a connection.
-    ///
-    /// Before it can be used, its predecessor is closed at the master's end. Whatever was still under way there
-    /// is refused from then on, so that no request sent on the new connection is overtaken by one of the old.
-    /// A master that does not allow it, or does not know the command, is used all the same.
-    pub(crate) async fn connect(
-        &self,
-        predecessor: Option<Identity>,
-    ) -> RedisResult<(Wire, Option<Identity>)> {
+    /// Opens a connection; to be prepared before use.
+    pub(crate) async fn open(&self) -> RedisResult<Wire> {
         let client = match self {
             Self::Client(client) => client,
-            Self::Given(connection) => return Ok((Wire::to(Arc::clone(connection)), None)),
+            Self::Given(connection) => return Ok(Wire::to(Arc::clone(connection))),
         };
         install_crypto_provider(client);
         let config = AsyncConnectionConfig::new()
-            // Timeouts are ours, above; a request is followed to its end.
+            // Timeouts are ours; a request is followed to its end.
             .set_response_timeout(None)
             .set_connection_timeout(None)
             .set_pipeline_buffer_size(Semaphore::MAX_PERMITS);
-        let connect = async {
-            let connection = client
-                .get_multiplexed_async_connection_with_config(&config)
-                .await?;
-            let (identity, (), ()) = futures::join!(
-                identify(connection.clone()),
-                close(connection.clone(), predecessor),
-                load_scripts(connection.clone()),
-            );
-            Ok((Wire::Own(connection), identity))
-        };
-        match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
-            Ok(connected) => connected,
-            Err(_) => Err(std::io::Error::new(
-                std::io::ErrorKind::TimedOut,
-                format!("timed out after {CONNECT_TIMEOUT:?}"),
-            )
-            .into()),
+        let connection = client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await?;
+        Ok(Wire::Own(connection))
+    }
+}
+
+/// Makes a connection ready for use, and tells what it is called at the master's end.
+///
+/// Its predecessor is closed there. Whatever was still under way on that is refused from then on, so that no
+/// request sent on the new connection is overtaken by one of the old. A master that does not allow it, or does not
+/// know the command, is used all the same.
+pub(crate) async fn prepare(wire: &Wire, predecessor: Option<Identity>) -> Option<Identity> {
+    match wire {
+        Wire::Own(_) => {
+            let ((), identity, ()) =
+                futures::join!(close(wire, predecessor), identify(wire), load_scripts(wire));
+            identity
+        }
+        Wire::Given(_) => {
+            // Handed over by the first poll, before any other request; nobody needs the reply.
+            let _ = load_scripts(wire).now_or_never();
+            None
         }
     }
 }
@@ -117,12 +112,10 @@ pub(crate) fn address(client: &Client) -> Address {
     Address::new(text)
 }
 
-async fn identify(mut connection: MultiplexedConnection) -> Option<Identity> {
-    let reply = redis::cmd("CLIENT")
-        .arg("INFO")
-        .query_async(&mut connection)
-        .await
-        .ok()?;
+async fn identify(wire: &Wire) -> Option<Identity> {
+    let mut info = redis::cmd("CLIENT");
+    info.arg("INFO");
+    let reply = wire.clone().send(Arc::new(info)).await.ok()?;
     let line = String::from_redis_value(reply).ok()?;
     let field = |name| line.split(' ').find_map(|field| field.strip_prefix(name));
     Some(Identity {
@@ -131,31 +124,26 @@ async fn identify(mut connection: MultiplexedConnection) -> Option<Identity> {
     })
 }
 
-async fn close(mut connection: MultiplexedConnection, predecessor: Option<Identity>) {
-    let Some(Identity { id, address }) = predecessor else {
+/// Closes another connection at the master's end, if that is allowed.
+pub(crate) async fn close(wire: &Wire, other: Option<Identity>) {
+    let Some(Identity { id, address }) = other else {
         return;
     };
     let mut kill = redis::cmd("CLIENT");
     kill.arg("KILL").arg("ID").arg(id).arg("ADDR").arg(address);
-    if let Err(error) = kill.exec_async(&mut connection).await {
-        tracing::debug!(%error, "the old connection could not be closed at the master's end");
-    }
+    // Whatever the reply: there is nothing more to be done about it.
+    drop(wire.clone().send(Arc::new(kill)).await);
 }
 
 /// Without the scripts at hand, the first release would cost a second round trip, and come after whatever is sent
 /// in between. A master that does not allow it gets them with the first request that needs one.
-async fn load_scripts(mut connection: MultiplexedConnection) {
-    for script in scripts() {
+async fn load_scripts(wire: &Wire) {
+    let load = |script| {
         let mut load = redis::cmd("SCRIPT");
-        if let Err(error) = load
-            .arg("LOAD")
-            .arg(script)
-            .exec_async(&mut connection)
-            .await
-        {
-            tracing::debug!(%error, "a script could not be loaded ahead of its use");
-        }
-    }
+        load.arg("LOAD").arg(script);
+        wire.clone().send(Arc::new(load))
+    };
+    join_all(scripts().map(load)).await;
 }
 
 /// With rustls, an application that has not chosen a crypto provider gets ours.

@@ -47,7 +47,7 @@ impl Script {
                 Reply::Int(store.time_left(key)),
             ]),
             Self::Extend => {
-                let &[value, ttl] = args else {
+                let &[value, ttl, ref only_ours @ ..] = args else {
                     return Reply::Nil;
                 };
                 let millis = integer(ttl).unwrap_or_default();
@@ -60,7 +60,7 @@ impl Script {
                         store.expire(key, millis);
                     }
                     Reply::Int(1)
-                } else if store.get(key).is_none() {
+                } else if store.get(key).is_none() && *only_ours != [b"XX"] {
                     store.set(key, value, Some(millis));
                     Reply::Int(2)
                 } else {

@@ -1,0 +1,738 @@
+//! Futures dropped at any point: nothing of ours is left on a master, except for a lock that was handed over.
+
+mod support;
+
+use std::future::{IntoFuture, poll_fn};
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use redis::aio::ConnectionLike;
+use redis::{Client, cmd};
+use support::{Proxy, Server, Upstream, eventually_async, unique};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
+use tokio_redlock::{LockError, LockGuard, Redlock, RetryPolicy};
+
+/// Only reached by a test that fails.
+const LONG: Duration = Duration::from_secs(20);
+
+/// Long against anything that a test does: a key that is gone was deleted.
+const TTL: Duration = Duration::from_secs(60);
+
+/// As long as masters that answer may take to be clean.
+const SOON: Duration = Duration::from_secs(1);
+
+/// More polls than any operation here needs.
+const MANY: usize = 100;
+
+/// What is wrong with some of the masters while the future is polled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    None,
+    Slow,
+    Frozen(usize),
+}
+
+/// Over which connections the masters are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Connections {
+    /// None yet.
+    Fresh,
+    /// Those that the masters have just closed.
+    Closed,
+    Warm,
+    /// Those that the client was given.
+    Given,
+}
+
+/// When a future is dropped that was polled as often as it is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    AtOnce,
+    /// When it would be polled again, because something has come in for it.
+    OnceWoken,
+}
+
+/// Polls a future so many times, each time when it was woken, and drops it. Returns what it came to by then.
+async fn poll_and_drop<F: IntoFuture>(future: F, polls: usize, then: Then) -> Option<F::Output> {
+    let mut future = Box::pin(future.into_future());
+    let mut left = polls;
+    poll_fn(|cx| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if left == 0 && then == Then::AtOnce => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Three masters, the last one behind a proxy.
+struct Masters {
+    servers: [Server; 3],
+    proxy: Proxy,
+}
+
+impl Masters {
+    fn start() -> Self {
+        let servers = Server::many::<3>();
+        let proxy = Proxy::start(&servers[2]);
+        Self { servers, proxy }
+    }
+
+    fn urls(&self) -> [String; 3] {
+        let [first, second, _] = &self.servers;
+        [first.url(), second.url(), self.proxy.url()]
+    }
+
+    fn client(&self) -> Redlock {
+        Redlock::new(self.urls()).expect("valid URLs")
+    }
+
+    async fn client_with_given_connections(&self) -> Redlock {
+        let mut builder = Redlock::builder();
+        for url in self.urls() {
+            let client = Client::open(url).expect("a valid URL");
+            let connection = client.get_multiplexed_async_connection().await;
+            builder = builder.connection(connection.expect("a connection"));
+        }
+        builder.build().expect("three masters")
+    }
+
+    fn fail(&self, fault: Fault) {
+        match fault {
+            Fault::None => {}
+            Fault::Slow => self.proxy.delay(Duration::from_millis(4)),
+            Fault::Frozen(count) => self.servers[3 - count..].iter().for_each(Server::freeze),
+        }
+    }
+
+    /// From then on all masters answer, the slow one too.
+    fn recover(&self, fault: Fault) {
+        if let Fault::Frozen(count) = fault {
+            self.servers[3 - count..].iter().for_each(Server::thaw);
+        }
+    }
+
+    /// Closes the connections, which the client finds out when it next needs them.
+    fn disconnect(&self) {
+        self.servers.iter().for_each(Server::kill_clients);
+    }
+
+    /// How many SETs all masters have executed, or refused.
+    fn sets(&self) -> u64 {
+        self.servers.iter().map(|server| server.calls("set")).sum()
+    }
+
+    fn healthy(&self, fault: Fault) -> &[Server] {
+        match fault {
+            Fault::None | Fault::Slow => &self.servers,
+            Fault::Frozen(count) => &self.servers[..3 - count],
+        }
+    }
+}
+
+fn holds(server: &Server, guard: &LockGuard) -> bool {
+    server.get(guard.resource()).as_deref() == Some(guard.value().as_bytes())
+}
+
+fn name(guard: &LockGuard) -> String {
+    String::from_utf8(guard.resource().to_vec()).expect("ours are text")
+}
+
+async fn eventually_held(servers: &[Server], guard: &LockGuard) {
+    eventually_async("the key is there", LONG, async || {
+        servers.iter().all(|server| holds(server, guard))
+    })
+    .await;
+}
+
+/// Whether the key is on all masters, or comes there as soon as a request that is under way.
+async fn comes_to_all(servers: &[Server], guard: &LockGuard) -> bool {
+    for _ in 0..200 {
+        if servers.iter().all(|server| holds(server, guard)) {
+            return true;
+        }
+        sleep(Duration::from_millis(2)).await;
+    }
+    false
+}
+
+/// A lock that is on all masters, the last one too, which a busy machine may have made too slow for the first.
+async fn lock_everywhere(dlm: &Redlock, servers: &[Server]) -> LockGuard {
+    let start = Instant::now();
+    loop {
+        let guard = dlm.lock(unique("lock"), TTL).await.expect("it is free");
+        if comes_to_all(servers, &guard).await {
+            return guard;
+        }
+        assert!(start.elapsed() < LONG, "never on all masters");
+    }
+}
+
+/// All that was begun is confirmed soon, no key that begins with `prefix` is left, and none comes later.
+async fn assert_clean(dlm: &Redlock, servers: &[Server], prefix: &str) {
+    assert_eq!(dlm.shutdown(SOON).await, 0, "not confirmed");
+    assert_none_left(servers, prefix, "when confirmed");
+    // Comes behind whatever else is under way to any of them.
+    drop(lock_everywhere(dlm, servers).await);
+    assert_none_left(servers, prefix, "after the next request");
+    assert_eq!(dlm.shutdown(LONG).await, 0);
+}
+
+fn assert_none_left(servers: &[Server], prefix: &str, when: &str) {
+    for server in servers {
+        let mut left = server.keys();
+        left.retain(|key| key.starts_with(prefix));
+        assert!(left.is_empty(), "left {when}: {left:?}");
+    }
+}
+
+/// One of each kind.
+fn runtimes() -> [Runtime; 2] {
+    [Builder::new_current_thread(), Builder::new_multi_thread()].map(|mut builder| {
+        let builder = builder.worker_threads(2).enable_all();
+        builder.build().expect("a runtime")
+    })
+}
+
+/// An operation that is dropped after some polls, and what must hold then. Tells whether it had completed.
+trait Case: AsyncFn(&Redlock, usize, Then) -> bool {}
+
+impl<F: AsyncFn(&Redlock, usize, Then) -> bool> Case for F {}
+
+/// Runs a case with every number of polls until the operation completes, with either way to drop it, on either
+/// kind of runtime.
+fn at_every_poll(masters: &Masters, connections: Connections, case: impl Case) {
+    let mut most = 0;
+    for runtime in runtimes() {
+        for then in [Then::AtOnce, Then::OnceWoken] {
+            let polls = runtime.block_on(until_complete(masters, connections, then, &case));
+            most = most.max(polls);
+        }
+    }
+    // One may be enough where another thread handles the answers.
+    assert!(most > 1, "never dropped between two polls");
+}
+
+async fn until_complete(
+    masters: &Masters,
+    connections: Connections,
+    then: Then,
+    case: &impl Case,
+) -> usize {
+    let mut dlm = match connections {
+        Connections::Given => masters.client_with_given_connections().await,
+        _ => masters.client(),
+    };
+    lock_everywhere(&dlm, &masters.servers).await.leak();
+    for polls in 0..MANY {
+        if connections == Connections::Fresh {
+            dlm = masters.client();
+        }
+        if case(&dlm, polls, then).await {
+            return polls;
+        }
+    }
+    panic!("not complete after {MANY} polls");
+}
+
+fn locks(connections: Connections, fault: Fault) {
+    let masters = Masters::start();
+    let undone = AtomicU64::new(0);
+    at_every_poll(&masters, connections, async |dlm, polls, then| {
+        let resource = unique("lock");
+        let sets = masters.sets();
+        if connections == Connections::Closed {
+            masters.disconnect();
+        }
+        masters.fail(fault);
+        let outcome = poll_and_drop(dlm.try_lock(&resource, TTL), polls, then).await;
+        masters.recover(fault);
+        let complete = outcome.is_some();
+        match outcome {
+            None => {}
+            Some(Ok(guard)) => {
+                assert!(guard.is_valid());
+                let healthy = masters.healthy(fault);
+                let holders = healthy.iter().filter(|server| holds(server, &guard));
+                assert!(holders.count() >= 2, "handed over, and not there");
+                if matches!(connections, Connections::Warm | Connections::Given) {
+                    eventually_held(healthy, &guard).await;
+                }
+                drop(guard);
+            }
+            Some(Err(LockError::Unreachable(_))) => assert!(fails(connections, fault)),
+            Some(Err(other)) => panic!("{other:?}"),
+        }
+        assert_eq!(dlm.shutdown(SOON).await, 0, "not confirmed");
+        if !complete {
+            undone.fetch_add(masters.sets() - sets, Ordering::Relaxed);
+        }
+        assert_clean(dlm, &masters.servers, &resource).await;
+        complete
+    });
+    // On a connection that is closed already nothing is executed.
+    let undone = undone.into_inner() > 0;
+    assert!(
+        undone || connections == Connections::Closed,
+        "no SET was undone"
+    );
+}
+
+/// Whether the operation may fail for want of masters.
+fn fails(connections: Connections, fault: Fault) -> bool {
+    connections == Connections::Closed || fault == Fault::Frozen(2)
+}
+
+fn extensions(connections: Connections, fault: Fault) {
+    let masters = Masters::start();
+    at_every_poll(&masters, connections, async |dlm, polls, then| {
+        let guard = lock_everywhere(dlm, &masters.servers).await;
+        if connections == Connections::Closed {
+            masters.disconnect();
+        }
+        masters.fail(fault);
+        let outcome = poll_and_drop(guard.extend(2 * TTL), polls, then).await;
+        masters.recover(fault);
+        let complete = outcome.is_some();
+        match outcome {
+            None => assert!(guard.validity() <= TTL, "extended by a dropped future"),
+            Some(Ok(())) => assert!(guard.validity() > TTL),
+            Some(Err(_)) => assert!(fails(connections, fault)),
+        }
+        // Whatever came of it, the lock is held as before.
+        assert!(guard.is_valid());
+        for server in &masters.servers {
+            assert!(holds(server, &guard), "released");
+        }
+        let resource = name(&guard);
+        drop(guard);
+        assert_clean(dlm, &masters.servers, &resource).await;
+        complete
+    });
+}
+
+fn releases(connections: Connections, fault: Fault) {
+    let masters = Masters::start();
+    at_every_poll(&masters, connections, async |dlm, polls, then| {
+        let guard = lock_everywhere(dlm, &masters.servers).await;
+        let resource = name(&guard);
+        if connections == Connections::Closed {
+            masters.disconnect();
+        }
+        masters.fail(fault);
+        let outcome = poll_and_drop(guard.release(), polls, then).await;
+        masters.recover(fault);
+        match &outcome {
+            None | Some(Ok(())) => {}
+            Some(Err(_)) => assert!(fails(connections, fault)),
+        }
+        assert_clean(dlm, &masters.servers, &resource).await;
+        outcome.is_some()
+    });
+}
+
+#[test]
+fn a_lock_dropped_anywhere_leaves_nothing() {
+    locks(Connections::Warm, Fault::None);
+    locks(Connections::Closed, Fault::None);
+    locks(Connections::Fresh, Fault::None);
+}
+
+#[test]
+fn a_lock_dropped_anywhere_leaves_nothing_over_connections_that_were_given() {
+    locks(Connections::Given, Fault::None);
+    locks(Connections::Given, Fault::Slow);
+    locks(Connections::Given, Fault::Frozen(1));
+}
+
+#[test]
+fn a_lock_dropped_anywhere_leaves_nothing_on_a_slow_master() {
+    locks(Connections::Warm, Fault::Slow);
+    locks(Connections::Closed, Fault::Slow);
+    locks(Connections::Fresh, Fault::Slow);
+}
+
+#[test]
+fn a_lock_dropped_anywhere_leaves_nothing_on_a_frozen_master() {
+    locks(Connections::Warm, Fault::Frozen(1));
+    locks(Connections::Closed, Fault::Frozen(1));
+    locks(Connections::Fresh, Fault::Frozen(1));
+}
+
+#[test]
+fn a_lock_dropped_anywhere_leaves_nothing_on_a_frozen_majority() {
+    locks(Connections::Warm, Fault::Frozen(2));
+    locks(Connections::Closed, Fault::Frozen(2));
+    locks(Connections::Fresh, Fault::Frozen(2));
+}
+
+#[test]
+fn an_extension_dropped_anywhere_changes_nothing() {
+    extensions(Connections::Warm, Fault::None);
+    extensions(Connections::Closed, Fault::None);
+}
+
+#[test]
+fn an_extension_dropped_anywhere_changes_nothing_with_a_slow_master() {
+    extensions(Connections::Warm, Fault::Slow);
+    extensions(Connections::Closed, Fault::Slow);
+}
+
+#[test]
+fn an_extension_dropped_anywhere_changes_nothing_with_frozen_masters() {
+    extensions(Connections::Warm, Fault::Frozen(1));
+    extensions(Connections::Closed, Fault::Frozen(1));
+    extensions(Connections::Warm, Fault::Frozen(2));
+}
+
+#[test]
+fn a_release_dropped_anywhere_is_finished_in_the_background() {
+    releases(Connections::Warm, Fault::None);
+    releases(Connections::Closed, Fault::None);
+}
+
+#[test]
+fn a_release_dropped_anywhere_is_finished_on_a_slow_master() {
+    releases(Connections::Warm, Fault::Slow);
+    releases(Connections::Closed, Fault::Slow);
+}
+
+#[test]
+fn a_release_dropped_anywhere_is_finished_on_frozen_masters() {
+    releases(Connections::Warm, Fault::Frozen(1));
+    releases(Connections::Closed, Fault::Frozen(1));
+    releases(Connections::Warm, Fault::Frozen(2));
+}
+
+/// What the tests above would find without a guard that is armed from the beginning.
+#[tokio::test]
+async fn a_bare_request_dropped_leaves_its_key() {
+    let server = Server::start();
+    let client = Client::open(server.url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let resource = unique("lock");
+    let mut set = cmd("SET");
+    set.arg(&resource).arg("value");
+    let request = connection.req_packed_command(&set);
+    let outcome = poll_and_drop(request, 1, Then::OnceWoken).await;
+    assert!(outcome.is_none());
+    assert!(server.get(&resource).is_some());
+}
+
+/// So often and so briefly, that a few attempts take no time.
+fn hasty() -> RetryPolicy {
+    let soon = Duration::from_millis(2);
+    RetryPolicy::new().delay(soon, soon).forever()
+}
+
+/// So that the first wait is not over before the test is.
+fn lazy() -> RetryPolicy {
+    RetryPolicy::new().delay(TTL, TTL).forever()
+}
+
+#[test]
+fn a_lock_dropped_at_any_poll_of_many_attempts_leaves_nothing() {
+    let masters = Masters::start();
+    for runtime in runtimes() {
+        runtime.block_on(async {
+            let (dlm, rival) = (masters.client(), masters.client());
+            let taken = lock_everywhere(&rival, &masters.servers).await;
+            for polls in 0..24 {
+                let request = dlm.lock(taken.resource(), TTL).retry(hasty());
+                let outcome = poll_and_drop(request, polls, Then::AtOnce).await;
+                assert!(outcome.is_none());
+            }
+            assert_eq!(dlm.shutdown(SOON).await, 0);
+            for server in &masters.servers {
+                assert!(holds(server, &taken));
+            }
+            let resource = name(&taken);
+            taken.release().await.unwrap();
+            assert_clean(&dlm, &masters.servers, &resource).await;
+        });
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_held_between_attempts_and_nothing_comes_of_a_wait_that_is_dropped() {
+    let masters = Masters::start();
+    let dlm = masters.client();
+    lock_everywhere(&dlm, &masters.servers).await.leak();
+    let resource = unique("lock");
+    let (taken, free) = masters.servers.split_at(2);
+    for server in taken {
+        server.set(&resource, "somebody else");
+    }
+    let before = masters.sets();
+    let mut request = dlm.lock(&resource, TTL).retry(lazy()).into_future();
+    tokio::select! {
+        outcome = &mut request => panic!("{outcome:?}"),
+        () = eventually_async("all are asked", LONG, async || masters.sets() == before + 3) => {}
+    }
+    tokio::select! {
+        outcome = &mut request => panic!("{outcome:?}"),
+        () = eventually_async("undone", SOON, async || free[0].calls("del") == 1) => {}
+    }
+    assert_eq!(free[0].get(&resource), None);
+    drop(request);
+    for server in taken {
+        assert!(server.del(&resource));
+    }
+    assert_clean(&dlm, &masters.servers, &resource).await;
+}
+
+/// Freezes a majority: whatever asks now has one vote, and gets no second one until they thaw.
+fn freeze_majority(masters: &Masters) -> &[Server] {
+    let frozen = &masters.servers[1..];
+    frozen.iter().for_each(Server::freeze);
+    frozen
+}
+
+#[test]
+fn a_lock_that_times_out_leaves_nothing() {
+    let masters = Masters::start();
+    for runtime in runtimes() {
+        runtime.block_on(async {
+            let dlm = masters.client();
+            lock_everywhere(&dlm, &masters.servers).await.leak();
+            let prefix = unique("lock");
+            let frozen = freeze_majority(&masters);
+            for millis in 0..20 {
+                let request = dlm.lock(format!("{prefix}:{millis}"), TTL).into_future();
+                let outcome = timeout(Duration::from_millis(millis), request).await;
+                assert!(outcome.is_err(), "{outcome:?}");
+            }
+            frozen.iter().for_each(Server::thaw);
+            assert_clean(&dlm, &masters.servers, &prefix).await;
+
+            let in_time = timeout(LONG, dlm.lock(&prefix, TTL).into_future()).await;
+            let guard = in_time.expect("time enough").expect("it is free");
+            eventually_held(&masters.servers, &guard).await;
+            drop(guard);
+            assert_clean(&dlm, &masters.servers, &prefix).await;
+        });
+    }
+}
+
+#[test]
+fn a_lock_in_an_aborted_task_leaves_nothing() {
+    let masters = Masters::start();
+    for runtime in runtimes() {
+        runtime.block_on(async {
+            let dlm = masters.client();
+            lock_everywhere(&dlm, &masters.servers).await.leak();
+            let prefix = unique("lock");
+            let frozen = freeze_majority(&masters);
+            for millis in 0..10 {
+                let request = dlm.lock(format!("{prefix}:{millis}"), TTL);
+                let task = tokio::spawn(request.into_future());
+                sleep(Duration::from_millis(millis)).await;
+                task.abort();
+                assert!(task.await.is_err_and(|error| error.is_cancelled()));
+            }
+            frozen.iter().for_each(Server::thaw);
+            assert_clean(&dlm, &masters.servers, &prefix).await;
+
+            let guard = tokio::spawn(dlm.lock(&prefix, TTL).into_future()).await;
+            let guard = guard.expect("not aborted").expect("it is free");
+            eventually_held(&masters.servers, &guard).await;
+            drop(guard);
+            assert_clean(&dlm, &masters.servers, &prefix).await;
+        });
+    }
+}
+
+/// Locks over connections some of which end when the SET is executed and before that is known.
+async fn lock_over_ending_connections(cut: usize, upstream: Upstream) {
+    let servers = Server::many::<3>();
+    let proxies = servers.each_ref().map(Proxy::start);
+    let dlm = Redlock::new(proxies.iter().map(Proxy::url)).unwrap();
+    lock_everywhere(&dlm, &servers).await.leak();
+    let resource = unique("lock");
+    for proxy in &proxies[..cut] {
+        proxy.cut_after_request(&resource, upstream);
+    }
+    let outcome = dlm.try_lock(&resource, TTL).await;
+    eventually_async("all execute it", LONG, async || {
+        servers.iter().all(|server| server.calls("set") == 2)
+    })
+    .await;
+    if cut < 2 {
+        let guard = outcome.expect("the others are a quorum");
+        assert!(holds(&servers[1], &guard) && holds(&servers[2], &guard));
+    } else {
+        assert!(
+            matches!(outcome, Err(LockError::Unreachable(_))),
+            "{outcome:?}"
+        );
+    }
+    assert_eq!(dlm.shutdown(SOON).await, 0, "not confirmed");
+    for server in &servers {
+        assert_eq!(server.calls("del"), 1, "it had to be undone");
+    }
+    assert_clean(&dlm, &servers, &resource).await;
+    for (place, proxy) in proxies.iter().enumerate() {
+        assert_eq!(proxy.connects() > 1, place < cut, "{}", proxy.connects());
+    }
+    // An old connection that the server still has would carry what is under way there.
+    eventually_async("one connection is left", SOON, async || {
+        let connections = servers.iter().map(Server::connected_clients);
+        connections.max() == Some(1)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connection_cut_before_the_answer_leaves_nothing() {
+    for upstream in [Upstream::Closed, Upstream::Kept] {
+        for cut in [1, 3] {
+            lock_over_ending_connections(cut, upstream).await;
+        }
+    }
+}
+
+/// A way to a server that holds back the first request with a pattern, and cuts the client off at that moment.
+struct Detour {
+    url: String,
+    held: oneshot::Receiver<Held>,
+}
+
+/// What is still under way to the server on a connection that is at its end for the client.
+struct Held {
+    server: TcpStream,
+    request: Vec<u8>,
+}
+
+impl Detour {
+    async fn start(server: &Server, pattern: &str) -> io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let url = format!("redis://{}", listener.local_addr()?);
+        let (hold, held) = oneshot::channel();
+        let hold = Arc::new(Mutex::new(Some(hold)));
+        let (target, pattern) = (server.addr(), pattern.as_bytes().to_vec());
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect(&target).await?;
+                tokio::spawn(relay(client, server, pattern.clone(), Arc::clone(&hold)));
+            }
+            io::Result::Ok(())
+        });
+        Ok(Self { url, held })
+    }
+}
+
+async fn relay(
+    mut client: TcpStream,
+    mut server: TcpStream,
+    pattern: Vec<u8>,
+    hold: Arc<Mutex<Option<oneshot::Sender<Held>>>>,
+) -> io::Result<()> {
+    let (mut requests, mut answers) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    loop {
+        tokio::select! {
+            length = client.read(&mut requests) => {
+                let request = &requests[..length?];
+                if request.is_empty() {
+                    return Ok(());
+                }
+                let found = request.windows(pattern.len()).any(|window| window == pattern);
+                let hold = found.then(|| hold.lock().expect("nobody panics").take()).flatten();
+                if let Some(hold) = hold {
+                    let _ = hold.send(Held { server, request: request.to_vec() });
+                    return Ok(());
+                }
+                server.write_all(request).await?;
+            }
+            length = server.read(&mut answers) => {
+                let answer = &answers[..length?];
+                if answer.is_empty() {
+                    return Ok(());
+                }
+                client.write_all(answer).await?;
+            }
+        }
+    }
+}
+
+impl Held {
+    /// Lets the request arrive, and waits until the server has done with the connection.
+    async fn deliver(mut self) {
+        // Fails where the server has closed the connection, which then is what was to be shown.
+        let _ = self.server.write_all(&self.request).await;
+        let _ = self.server.shutdown().await;
+        let _ = self.server.read_to_end(&mut Vec::new()).await;
+    }
+}
+
+/// Locks where one SET comes to the third server only after all has been undone; tells whether that left a key.
+async fn late_set_is_left(third: &Server, cancelled: bool) -> bool {
+    let others = Server::many::<2>();
+    let resource = unique("lock");
+    let set = format!("\r\nSET\r\n${}\r\n{resource}\r\n", resource.len());
+    let detour = Detour::start(third, &set).await.unwrap();
+    let dlm = Redlock::new([others[0].url(), others[1].url(), detour.url]).unwrap();
+    let warm = dlm.lock(unique("warm"), TTL).await.unwrap();
+    eventually_held(&others, &warm).await;
+    eventually_async("the third too", LONG, async || holds(third, &warm)).await;
+    warm.release().await.unwrap();
+
+    let late = if cancelled {
+        others.iter().for_each(Server::freeze);
+        let mut request = dlm.lock(&resource, TTL).into_future();
+        let late = tokio::select! {
+            outcome = &mut request => panic!("{outcome:?}"),
+            late = detour.held => late,
+        };
+        drop(request);
+        others.iter().for_each(Server::thaw);
+        late
+    } else {
+        let guard = dlm.lock(&resource, TTL).await.expect("two are a quorum");
+        let late = detour.held.await;
+        drop(guard);
+        late
+    };
+    assert_eq!(dlm.shutdown(SOON).await, 0, "not confirmed");
+    assert_eq!(third.get(&resource), None);
+    late.expect("the SET was sent").deliver().await;
+    assert_none_left(&others, &resource, "where all came in time");
+    third.get(&resource).is_some()
+}
+
+#[tokio::test]
+async fn a_set_that_comes_after_its_undoing_is_refused() {
+    let server = Server::start();
+    for cancelled in [false, true] {
+        assert!(!late_set_is_left(&server, cancelled).await, "{cancelled}");
+    }
+}
+
+/// Shows that the test above would see such a key, and that nothing but the key is amiss then.
+#[tokio::test]
+async fn a_set_that_comes_after_its_undoing_stays_where_the_client_may_not_close_connections() {
+    let everything_else = [
+        "default",
+        "on",
+        "nopass",
+        "~*",
+        "&*",
+        "+@all",
+        "-client|kill",
+    ];
+    let server = Server::start_with(&[&["--user"], &everything_else[..]].concat());
+    for cancelled in [false, true] {
+        assert!(late_set_is_left(&server, cancelled).await, "{cancelled}");
+    }
+}

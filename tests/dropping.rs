@@ -1,0 +1,771 @@
+//! Guards dropped wherever a program may drop them: the key is gone from every master that can be reached, nothing
+//! panics, and nobody is kept waiting.
+
+mod support;
+
+use std::cell::RefCell;
+use std::future::pending;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use std::{env, process, thread};
+
+use futures::future::join_all;
+use support::{Proxy, Server, eventually, eventually_async, unique};
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::sleep;
+use tokio_redlock::{LockGuard, Redlock};
+
+/// Only reached by a test that fails.
+const LONG: Duration = Duration::from_secs(20);
+
+/// Long against anything that a test does: a key that is gone was deleted.
+const TTL: Duration = Duration::from_secs(60);
+
+/// As long as a key may stay after a drop.
+const SOON: Duration = Duration::from_secs(1);
+
+/// After so long a key that is not there will not come.
+const SETTLED: Duration = Duration::from_millis(400);
+
+/// Far less than 100 ms for each of many guards, and far more than a busy machine needs.
+const BOUND: Duration = Duration::from_secs(5);
+
+fn client(servers: &[Server]) -> Redlock {
+    Redlock::new(servers.iter().map(Server::url)).expect("valid URLs")
+}
+
+fn current_thread() -> Runtime {
+    let mut builder = Builder::new_current_thread();
+    builder.enable_all().build().expect("a runtime")
+}
+
+fn multi_thread() -> Runtime {
+    let mut builder = Builder::new_multi_thread();
+    let builder = builder.worker_threads(2).enable_all();
+    builder.build().expect("a runtime")
+}
+
+fn holds(server: &Server, guard: &LockGuard) -> bool {
+    server.get(guard.resource()).as_deref() == Some(guard.value().as_bytes())
+}
+
+/// A lock that is on all masters, the last one too, which a busy machine may have made too slow for the first.
+async fn lock_everywhere(dlm: &Redlock, servers: &[Server], resource: &str) -> LockGuard {
+    let start = Instant::now();
+    loop {
+        let guard = dlm.lock(resource, TTL).await.expect("it is free");
+        let latest = Instant::now() + SETTLED;
+        while Instant::now() < latest {
+            if servers.iter().all(|server| holds(server, &guard)) {
+                return guard;
+            }
+            sleep(Duration::from_millis(2)).await;
+        }
+        assert!(start.elapsed() < LONG, "never on all masters");
+        drop(guard);
+        assert_eq!(dlm.shutdown(LONG).await, 0);
+    }
+}
+
+/// Locks many resources, some at a time.
+async fn lock_many(dlm: &Redlock, servers: &[Server], count: usize) -> Vec<LockGuard> {
+    drop(lock_everywhere(dlm, servers, &unique("lock")).await);
+    assert_eq!(dlm.shutdown(LONG).await, 0);
+    let mut guards = Vec::new();
+    while guards.len() < count {
+        let some = join_all((0..50).map(|_| dlm.lock(unique("lock"), TTL).into_future())).await;
+        guards.extend(some.into_iter().map(|guard| guard.expect("it is free")));
+    }
+    eventually_async("all keys are everywhere", LONG, async || {
+        servers.iter().all(|server| server.keys().len() == count)
+    })
+    .await;
+    guards
+}
+
+fn are_empty(servers: &[Server]) -> bool {
+    servers.iter().all(|server| server.keys().is_empty())
+}
+
+/// Freezes the last one, if so wished, and returns those that still answer.
+fn freeze_last(servers: &[Server], frozen: bool) -> &[Server] {
+    if !frozen {
+        return servers;
+    }
+    let (last, others) = servers.split_last().expect("there are some");
+    last.freeze();
+    others
+}
+
+/// Gets rid of what a frozen master could not be told to delete.
+fn thaw_last(servers: &[Server], frozen: bool) {
+    if frozen {
+        let last = servers.last().expect("there are some");
+        last.thaw();
+        last.query::<()>(&redis::cmd("FLUSHALL"));
+    }
+}
+
+/// Drops a guard in some way on either kind of runtime, with and without a frozen master: it must be gone soon.
+/// The runtime, if the situation does not end it, goes on.
+fn is_gone_after(situation: impl Fn(Runtime, LockGuard) -> Option<Runtime>) {
+    let servers = Server::many::<3>();
+    for frozen in [false, true] {
+        for runtime in [current_thread(), multi_thread()] {
+            let dlm = client(&servers);
+            let resource = unique("lock");
+            let guard = runtime.block_on(lock_everywhere(&dlm, &servers, &resource));
+            let reachable = freeze_last(&servers, frozen);
+            let start = Instant::now();
+            let runtime = situation(runtime, guard);
+            assert!(start.elapsed() < BOUND);
+            let gone = || {
+                let is_gone = |server: &Server| server.get(&resource).is_none();
+                reachable.iter().all(is_gone)
+            };
+            match runtime {
+                None => eventually("gone without a runtime", SOON, gone),
+                Some(runtime) => {
+                    runtime.block_on(eventually_async("gone", SOON, async || gone()));
+                }
+            }
+            thaw_last(&servers, frozen);
+        }
+    }
+}
+
+#[test]
+fn a_guard_dropped_at_the_end_of_block_on_is_released_as_the_runtime_goes() {
+    is_gone_after(|runtime, guard| {
+        runtime.block_on(async move { drop(guard) });
+        drop(runtime);
+        None
+    });
+}
+
+#[test]
+fn a_guard_dropped_within_a_living_runtime_is_released() {
+    is_gone_after(|runtime, guard| {
+        runtime.block_on(async move { drop(guard) });
+        Some(runtime)
+    });
+}
+
+#[test]
+fn a_guard_dropped_after_block_on_is_released() {
+    let servers = Server::many::<3>();
+    for frozen in [false, true] {
+        for runtime in [current_thread(), multi_thread()] {
+            let dlm = client(&servers);
+            let resource = unique("lock");
+            let guard = runtime.block_on(lock_everywhere(&dlm, &servers, &resource));
+            let reachable = freeze_last(&servers, frozen);
+            drop(guard);
+            // The runtime exists all the time, but need not run for that.
+            eventually("gone", SOON, || are_empty(reachable));
+            drop(runtime);
+            thaw_last(&servers, frozen);
+        }
+    }
+}
+
+#[test]
+fn a_guard_dropped_on_another_thread_is_released() {
+    is_gone_after(|runtime, guard| {
+        thread::spawn(|| drop(guard)).join().expect("no panic");
+        Some(runtime)
+    });
+}
+
+#[test]
+fn a_guard_dropped_on_another_thread_while_the_runtime_is_busy_is_released() {
+    is_gone_after(|runtime, guard| {
+        runtime.block_on(async {
+            let thread = thread::spawn(|| drop(guard));
+            eventually_async("dropped", BOUND, async || thread.is_finished()).await;
+            thread.join().expect("no panic");
+        });
+        Some(runtime)
+    });
+}
+
+#[test]
+fn a_guard_dropped_on_the_blocking_pool_is_released() {
+    is_gone_after(|runtime, guard| {
+        let dropped = runtime.spawn_blocking(|| drop(guard));
+        runtime.block_on(dropped).expect("no panic");
+        Some(runtime)
+    });
+}
+
+#[test]
+fn a_guard_that_outlives_its_runtime_is_released() {
+    is_gone_after(|runtime, guard| {
+        drop(runtime);
+        drop(guard);
+        None
+    });
+}
+
+#[test]
+fn a_guard_that_outlives_a_runtime_shut_down_in_the_background_is_released() {
+    is_gone_after(|runtime, guard| {
+        runtime.shutdown_background();
+        drop(guard);
+        None
+    });
+}
+
+#[test]
+fn a_guard_that_outlives_a_runtime_shut_down_with_a_timeout_is_released() {
+    is_gone_after(|runtime, guard| {
+        runtime.shutdown_timeout(Duration::from_millis(50));
+        drop(guard);
+        None
+    });
+}
+
+#[test]
+fn a_guard_that_outlives_its_runtime_is_released_within_another_one() {
+    is_gone_after(|runtime, guard| {
+        drop(runtime);
+        let next = multi_thread();
+        next.block_on(async move { drop(guard) });
+        Some(next)
+    });
+}
+
+#[test]
+fn a_guard_dropped_within_another_runtime_is_released() {
+    is_gone_after(|runtime, guard| {
+        let other = current_thread();
+        other.block_on(async move { drop(guard) });
+        drop(other);
+        Some(runtime)
+    });
+}
+
+#[test]
+fn a_guard_in_an_aborted_task_is_released() {
+    is_gone_after(|runtime, guard| {
+        let task = runtime.spawn(async move {
+            let _guard = guard;
+            pending::<()>().await;
+        });
+        runtime.block_on(async {
+            tokio::task::yield_now().await;
+            task.abort();
+            assert!(task.await.is_err_and(|error| error.is_cancelled()));
+        });
+        Some(runtime)
+    });
+}
+
+#[test]
+fn a_guard_in_a_task_that_panics_is_released() {
+    is_gone_after(|runtime, guard| {
+        let task = runtime.spawn(async move {
+            let _guard = guard;
+            panic!("on purpose");
+        });
+        let outcome = runtime.block_on(task);
+        assert!(outcome.is_err_and(|error| error.is_panic()));
+        Some(runtime)
+    });
+}
+
+#[test]
+fn a_guard_dropped_by_a_panic_that_ends_the_runtime_is_released() {
+    is_gone_after(|runtime, guard| {
+        let panicked = catch_unwind(AssertUnwindSafe(move || {
+            runtime.block_on(async move {
+                let _guard = guard;
+                panic!("on purpose");
+            })
+        }));
+        assert!(panicked.is_err());
+        None
+    });
+}
+
+#[test]
+fn a_guard_dropped_by_a_panic_without_a_runtime_is_released() {
+    is_gone_after(|runtime, guard| {
+        drop(runtime);
+        let panicked = catch_unwind(AssertUnwindSafe(move || {
+            let _guard = guard;
+            panic!("on purpose");
+        }));
+        assert!(panicked.is_err());
+        None
+    });
+}
+
+/// Holds the guard for as long as the runtime lets it.
+async fn hold(guard: LockGuard) {
+    let _guard = guard;
+    pending::<()>().await;
+}
+
+#[test]
+fn a_guard_in_a_task_that_a_shutdown_drops_is_released() {
+    is_gone_after(|runtime, guard| {
+        runtime.spawn(hold(guard));
+        drop(runtime);
+        None
+    });
+}
+
+#[test]
+fn a_guard_in_a_task_that_a_shutdown_in_the_background_drops_is_released() {
+    is_gone_after(|runtime, guard| {
+        runtime.spawn(hold(guard));
+        runtime.shutdown_background();
+        None
+    });
+}
+
+#[test]
+fn a_guard_in_a_task_that_a_shutdown_with_a_timeout_drops_is_released() {
+    is_gone_after(|runtime, guard| {
+        runtime.spawn(hold(guard));
+        runtime.shutdown_timeout(LONG);
+        None
+    });
+}
+
+/// Ends a runtime with many guards in its tasks in some way, which must not take a time for each.
+fn many_are_gone_after(end: impl Fn(Runtime, Vec<LockGuard>)) {
+    let servers = Server::many::<3>();
+    for frozen in [false, true] {
+        for runtime in [current_thread(), multi_thread()] {
+            let dlm = client(&servers);
+            let guards = runtime.block_on(lock_many(&dlm, &servers, 500));
+            let reachable = freeze_last(&servers, frozen);
+            let start = Instant::now();
+            end(runtime, guards);
+            let took = start.elapsed();
+            assert!(took < BOUND, "{took:?} with frozen: {frozen}");
+            eventually("all gone", SOON, || are_empty(reachable));
+            thaw_last(&servers, frozen);
+        }
+    }
+}
+
+#[test]
+fn many_guards_in_tasks_are_released_as_the_runtime_goes() {
+    many_are_gone_after(|runtime, guards| {
+        for guard in guards {
+            runtime.spawn(hold(guard));
+        }
+        drop(runtime);
+    });
+}
+
+#[test]
+fn many_guards_that_outlive_their_runtime_are_released() {
+    many_are_gone_after(|runtime, guards| {
+        drop(runtime);
+        drop(guards);
+    });
+}
+
+#[test]
+fn many_guards_dropped_at_the_end_of_block_on_are_released_as_the_runtime_goes() {
+    many_are_gone_after(|runtime, guards| {
+        runtime.block_on(async move { drop(guards) });
+        drop(runtime);
+    });
+}
+
+#[tokio::test]
+async fn dropping_many_guards_never_blocks_a_living_runtime() {
+    let servers = Server::many::<3>();
+    let dlm = client(&servers);
+    let guards = lock_many(&dlm, &servers, 1_000).await;
+    let reachable = freeze_last(&servers, true);
+    let ticks = Arc::new(AtomicU32::new(0));
+    let ticking = tokio::spawn(tick(Arc::clone(&ticks)));
+
+    let start = Instant::now();
+    drop(guards);
+    let took = start.elapsed();
+    assert!(took < BOUND, "{took:?}");
+    eventually_async("all gone", SOON, async || are_empty(reachable)).await;
+
+    // The releases wait for the frozen one; nobody else does.
+    assert_eq!(dlm.shutdown(Duration::ZERO).await, 1_000);
+    let before = ticks.load(Ordering::Relaxed);
+    eventually_async("it ticks", BOUND, async || {
+        ticks.load(Ordering::Relaxed) > before + 100
+    })
+    .await;
+    assert!(!ticking.is_finished());
+    servers[2].thaw();
+    assert_eq!(dlm.shutdown(LONG).await, 0);
+    assert!(are_empty(&servers));
+}
+
+async fn tick(ticks: Arc<AtomicU32>) {
+    loop {
+        sleep(Duration::from_millis(1)).await;
+        ticks.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_lock_under_way_as_the_runtime_goes_leaves_nothing() {
+    let servers = Server::many::<3>();
+    for runtime in [current_thread(), multi_thread()] {
+        let dlm = client(&servers);
+        let (resource, warm) = (unique("lock"), unique("lock"));
+        runtime.block_on(async {
+            drop(lock_everywhere(&dlm, &servers, &warm).await);
+            assert_eq!(dlm.shutdown(LONG).await, 0);
+            // It gets one vote, and waits for a second one.
+            servers[1..].iter().for_each(Server::freeze);
+            let request = dlm.lock(&resource, TTL).into_future();
+            tokio::spawn(async move { request.await.map(LockGuard::leak) });
+            eventually_async("one vote", LONG, async || {
+                servers[0].get(&resource).is_some()
+            })
+            .await;
+        });
+        drop(runtime);
+        eventually("gone", SOON, || servers[0].keys().is_empty());
+        servers[1..].iter().for_each(Server::thaw);
+    }
+}
+
+/// How long a SET is under way in the tests below.
+const LATE: Duration = Duration::from_millis(600);
+
+/// Ends a runtime in some way while the SET to one of three masters is still under way, and tells what came of it.
+fn late_set_is_left(runtime: Runtime, end: impl Fn(Runtime, LockGuard) -> Option<Runtime>) -> bool {
+    let servers = Server::many::<3>();
+    let proxy = Proxy::start(&servers[2]);
+    let dlm = Redlock::new([servers[0].url(), servers[1].url(), proxy.url()]).expect("valid URLs");
+    let resource = unique("lock");
+    let guard = runtime.block_on(async {
+        drop(lock_everywhere(&dlm, &servers, &resource).await);
+        assert_eq!(dlm.shutdown(LONG).await, 0);
+        proxy.delay(LATE);
+        let guard = dlm.lock(&resource, TTL).await.expect("two are a quorum");
+        // It has left, and what comes later is faster.
+        sleep(LATE / 6).await;
+        proxy.delay(Duration::ZERO);
+        guard
+    });
+    assert_eq!(servers[2].get(&resource), None, "too late to show anything");
+    let start = Instant::now();
+    let runtime = end(runtime, guard);
+    eventually("gone where it was", SOON, || are_empty(&servers[..2]));
+    if let Some(runtime) = runtime {
+        assert_eq!(runtime.block_on(dlm.shutdown(LONG)), 0);
+    }
+    // By then it has arrived, if it ever does.
+    thread::sleep((2 * LATE).saturating_sub(start.elapsed()));
+    servers[2].get(&resource).is_some()
+}
+
+#[test]
+fn a_set_under_way_as_the_runtime_goes_is_not_left_by_the_next_runtime() {
+    for runtime in [current_thread(), multi_thread()] {
+        let left = late_set_is_left(runtime, |runtime, guard| {
+            drop(runtime);
+            let next = multi_thread();
+            next.block_on(async move { drop(guard) });
+            Some(next)
+        });
+        assert!(!left);
+    }
+}
+
+#[test]
+fn a_set_under_way_as_the_runtime_goes_is_not_left_without_a_runtime() {
+    for runtime in [current_thread(), multi_thread()] {
+        let left = late_set_is_left(runtime, |runtime, guard| {
+            runtime.spawn(hold(guard));
+            drop(runtime);
+            None
+        });
+        assert!(!left);
+    }
+}
+
+#[test]
+fn a_guard_dropped_beside_an_idle_runtime_is_released_as_that_goes() {
+    is_gone_after(|runtime, guard| {
+        let entered = runtime.enter();
+        drop(guard);
+        drop(entered);
+        drop(runtime);
+        None
+    });
+}
+
+/// What a child finds in its environment.
+const URLS: &str = "DROPPING_URLS";
+const RESOURCE: &str = "DROPPING_RESOURCE";
+const FLAVOR: &str = "DROPPING_FLAVOR";
+
+/// The status of a child that came to its end: one that ran no test at all ends with another.
+const CAME_TO_ITS_END: i32 = 17;
+
+/// Runs a test below, ignored otherwise, as a process of its own; it must neither fail nor tell of a panic.
+fn run(child: &str, servers: &[Server], resource: &str, flavor: &str) {
+    let urls: Vec<String> = servers.iter().map(Server::url).collect();
+    let mut command = Command::new(env::current_exe().expect("this program has a path"));
+    command
+        .args(["--exact", "--ignored", "--nocapture", child])
+        .env(URLS, urls.join(" "))
+        .env(RESOURCE, resource)
+        .env(FLAVOR, flavor);
+    let output = command.output().expect("this program runs");
+    let shown = || String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(CAME_TO_ITS_END), "{}", shown());
+    assert!(!shown().contains("panicked"), "{}", shown());
+}
+
+/// Runs a child in every setting, and tells for each whether it left its key on a master that answers.
+fn leaves(child: &str) -> Vec<bool> {
+    let servers = Server::many::<3>();
+    let mut left = Vec::new();
+    for frozen in [false, true] {
+        let reachable = freeze_last(&servers, frozen);
+        for flavor in ["current_thread", "multi_thread"] {
+            let resource = unique("lock");
+            let before = sets(reachable);
+            run(child, &servers, &resource, flavor);
+            let remains = reachable
+                .iter()
+                .any(|server| server.get(&resource).is_some());
+            assert!(sets(reachable) >= before + 2, "it was not locked at all");
+            left.push(remains);
+        }
+        thaw_last(&servers, frozen);
+    }
+    left
+}
+
+fn sets(servers: &[Server]) -> u64 {
+    servers.iter().map(|server| server.calls("set")).sum()
+}
+
+/// The other side: what the child was told to do, if this is a child.
+struct Job {
+    dlm: Redlock,
+    resource: String,
+    runtime: Runtime,
+}
+
+impl Job {
+    fn from_env() -> Option<Self> {
+        let urls = env::var(URLS).ok()?;
+        Some(Self {
+            dlm: Redlock::new(urls.split(' ')).ok()?,
+            resource: env::var(RESOURCE).ok()?,
+            runtime: match env::var(FLAVOR).ok()?.as_str() {
+                "current_thread" => current_thread(),
+                _ => multi_thread(),
+            },
+        })
+    }
+}
+
+async fn lock(dlm: &Redlock, resource: &str) -> LockGuard {
+    dlm.lock(resource, TTL).await.expect("it is free")
+}
+
+#[test]
+fn a_main_that_ends_leaves_nothing() {
+    assert_eq!(leaves("child_that_holds_to_the_end_of_main"), [false; 4]);
+}
+
+#[test]
+#[ignore = "run by another test"]
+fn child_that_holds_to_the_end_of_main() {
+    let Some(Job {
+        dlm,
+        resource,
+        runtime,
+    }) = Job::from_env()
+    else {
+        return;
+    };
+    runtime.block_on(async {
+        let _guard = lock(&dlm, &resource).await;
+    });
+    drop(runtime);
+    process::exit(CAME_TO_ITS_END);
+}
+
+#[test]
+fn a_main_that_ends_while_a_task_holds_the_lock_leaves_nothing() {
+    assert_eq!(
+        leaves("child_whose_task_holds_to_the_end_of_main"),
+        [false; 4]
+    );
+}
+
+#[test]
+#[ignore = "run by another test"]
+fn child_whose_task_holds_to_the_end_of_main() {
+    let Some(Job {
+        dlm,
+        resource,
+        runtime,
+    }) = Job::from_env()
+    else {
+        return;
+    };
+    runtime.block_on(async {
+        tokio::spawn(hold(lock(&dlm, &resource).await));
+    });
+    drop(runtime);
+    process::exit(CAME_TO_ITS_END);
+}
+
+#[test]
+fn a_main_that_holds_the_lock_longer_than_its_runtime_leaves_nothing() {
+    assert_eq!(
+        leaves("child_that_holds_longer_than_its_runtime"),
+        [false; 4]
+    );
+}
+
+#[test]
+#[ignore = "run by another test"]
+fn child_that_holds_longer_than_its_runtime() {
+    let Some(Job {
+        dlm,
+        resource,
+        runtime,
+    }) = Job::from_env()
+    else {
+        return;
+    };
+    let guard = runtime.block_on(lock(&dlm, &resource));
+    drop(runtime);
+    drop(guard);
+    process::exit(CAME_TO_ITS_END);
+}
+
+/// What no drop can prevent, and what the tests above would see.
+#[test]
+fn a_process_that_exits_without_dropping_leaves_its_key_until_the_ttl() {
+    assert_eq!(leaves("child_that_exits_while_it_holds"), [true; 4]);
+}
+
+#[test]
+#[ignore = "run by another test"]
+fn child_that_exits_while_it_holds() {
+    let Some(Job {
+        dlm,
+        resource,
+        runtime,
+    }) = Job::from_env()
+    else {
+        return;
+    };
+    runtime.block_on(async {
+        let _guard = lock(&dlm, &resource).await;
+        process::exit(CAME_TO_ITS_END);
+    });
+}
+
+thread_local! {
+    static KEPT: RefCell<Option<LockGuard>> = const { RefCell::new(None) };
+}
+
+#[test]
+fn a_guard_in_a_thread_local_is_released_with_the_thread() {
+    assert_eq!(
+        leaves("child_that_keeps_a_guard_in_a_thread_local"),
+        [false; 4]
+    );
+}
+
+#[test]
+#[ignore = "run by another test"]
+fn child_that_keeps_a_guard_in_a_thread_local() {
+    let Some(Job {
+        dlm,
+        resource,
+        runtime,
+    }) = Job::from_env()
+    else {
+        return;
+    };
+    let thread = thread::spawn(move || {
+        // Used before anything of Tokio, it is dropped after that.
+        KEPT.with(|_| {});
+        let guard = runtime.block_on(lock(&dlm, &resource));
+        KEPT.set(Some(guard));
+        runtime
+    });
+    let runtime = thread.join().expect("no panic");
+    drop(runtime);
+    process::exit(CAME_TO_ITS_END);
+}
+
+/// One in which neither sockets nor timers work.
+fn drop_in_a_bare_runtime(guard: LockGuard) {
+    let runtime = Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(async move {
+        drop(guard);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+#[test]
+fn a_guard_dropped_in_a_runtime_without_drivers_is_released() {
+    assert_eq!(leaves("child_with_a_runtime_without_drivers"), [false; 4]);
+}
+
+#[test]
+#[ignore = "run by another test"]
+fn child_with_a_runtime_without_drivers() {
+    let Some(Job {
+        dlm,
+        resource,
+        runtime,
+    }) = Job::from_env()
+    else {
+        return;
+    };
+    let guard = runtime.block_on(lock(&dlm, &resource));
+    drop_in_a_bare_runtime(guard);
+    drop(runtime);
+    process::exit(CAME_TO_ITS_END);
+}
+
+#[test]
+fn a_guard_that_outlives_its_runtime_is_released_in_one_without_drivers() {
+    assert_eq!(
+        leaves("child_with_nothing_but_a_runtime_without_drivers"),
+        [false; 4]
+    );
+}
+
+#[test]
+#[ignore = "run by another test"]
+fn child_with_nothing_but_a_runtime_without_drivers() {
+    let Some(Job {
+        dlm,
+        resource,
+        runtime,
+    }) = Job::from_env()
+    else {
+        return;
+    };
+    let guard = runtime.block_on(lock(&dlm, &resource));
+    drop(runtime);
+    drop_in_a_bare_runtime(guard);
+    process::exit(CAME_TO_ITS_END);
+}

@@ -1,0 +1,402 @@
+//! A lock that is leaked is left as it is, and whoever adopts it in time holds it as if they had taken it.
+
+mod support;
+
+use std::pin::pin;
+use std::process::Command;
+use std::task::Poll;
+use std::time::Duration;
+use std::{env, future::poll_fn};
+
+use futures::FutureExt;
+use support::{Proxy, Server, eventually_async, unique};
+use tokio_redlock::{AdoptError, ExtendError, Handover, LockError, Loss, Redlock};
+
+/// Only reached by a test that fails.
+const LONG: Duration = Duration::from_secs(20);
+
+const TTL: Duration = Duration::from_secs(60);
+
+fn redlock(servers: &[Server]) -> Redlock {
+    Redlock::new(servers.iter().map(Server::url)).expect("valid URLs")
+}
+
+/// Locks and leaks, with the key on every master.
+async fn leaked(servers: &[Server], resource: &str, ttl: Duration) -> Handover {
+    let guard = redlock(servers).lock(resource, ttl).await.unwrap();
+    for server in servers {
+        eventually_async("set on the slower masters too", LONG, async || {
+            server.get(resource).is_some()
+        })
+        .await;
+    }
+    guard.leak()
+}
+
+/// How many masters hold the key for that value.
+fn holding(servers: &[Server], handover: &Handover) -> usize {
+    let ours =
+        |s: &&Server| s.get(&handover.resource).as_deref() == Some(handover.value.as_bytes());
+    servers.iter().filter(ours).count()
+}
+
+fn evalshas(servers: &[Server]) -> u64 {
+    servers.iter().map(|server| server.calls("evalsha")).sum()
+}
+
+fn deletions(servers: &[Server]) -> u64 {
+    servers.iter().map(|server| server.calls("del")).sum()
+}
+
+/// How a lock was lost according to the refusal to adopt it.
+fn loss<T: std::fmt::Debug>(adopted: Result<T, AdoptError>) -> Loss {
+    match adopted {
+        Err(AdoptError::Extend(ExtendError::Lost { loss, .. })) => loss,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_leaked_lock_stays_until_its_ttl_is_over() {
+    let (servers, resource) = (Server::many::<3>(), unique("r"));
+    let ttl = Duration::from_millis(700);
+    let handover = leaked(&servers, &resource, ttl).await;
+    assert_eq!(handover.resource, resource.as_bytes());
+    assert!(!handover.validity.is_zero() && handover.validity < ttl);
+    assert_eq!(holding(&servers, &handover), 3);
+    let rival = redlock(&servers);
+    let taken = rival.try_lock(&resource, TTL).await;
+    assert!(matches!(taken, Err(LockError::Taken(_))), "{taken:?}");
+    let free = rival.lock(&resource, TTL).await;
+    free.expect("its ttl is over").release().await.unwrap();
+    assert_eq!(deletions(&servers[..1]), 1, "only the rival's");
+}
+
+#[tokio::test]
+async fn an_adopted_lock_is_held_by_the_same_value_and_released_on_drop_on_all_masters() {
+    let (servers, resource) = (Server::many::<5>(), unique("r"));
+    let handover = leaked(&servers, &resource, Duration::from_secs(5)).await;
+    let adopter = redlock(&servers);
+    let guard = adopter.adopt(handover.clone(), TTL).await.unwrap();
+    assert_eq!(guard.resource(), handover.resource);
+    assert_eq!(guard.value(), handover.value);
+    assert!(guard.validity() > TTL / 2, "extended");
+    assert_eq!(holding(&servers, &handover), 5);
+    let rival = redlock(&servers).try_lock(&resource, TTL).await;
+    assert!(matches!(rival, Err(LockError::Taken(_))), "{rival:?}");
+    drop(guard);
+    assert_eq!(adopter.shutdown(LONG).await, 0);
+    assert_eq!(holding(&servers, &handover), 0);
+    assert_eq!(deletions(&servers), 5);
+}
+
+#[tokio::test]
+async fn an_adopted_lock_is_released_also_where_the_adoption_was_not_waited_for() {
+    let (mut servers, resource) = (Server::many::<5>(), unique("r"));
+    let handover = leaked(&servers, &resource, TTL).await;
+    let proxies = [0, 1].map(|place| Proxy::start(&servers[place]));
+    let urls = proxies.iter().map(Proxy::url);
+    let urls = urls.chain(servers[2..].iter().map(Server::url));
+    let adopter = Redlock::new(urls).expect("valid URLs");
+    proxies[0].hang();
+    proxies[1].refuse();
+    let guard = adopter.adopt(handover.clone(), TTL).await.unwrap();
+    drop(guard);
+    assert_eq!(adopter.shutdown(Duration::from_millis(500)).await, 1);
+    assert_eq!(holding(&servers, &handover), 2);
+    proxies.iter().for_each(Proxy::resume);
+    assert_eq!(adopter.shutdown(LONG).await, 0);
+    assert_eq!(holding(&servers, &handover), 0);
+    servers.iter_mut().for_each(Server::kill);
+}
+
+/// Set for the process that leaks a lock: the masters, separated by spaces.
+const MASTERS: &str = "LEAKING_PROCESS_MASTERS";
+
+#[tokio::test]
+async fn a_lock_goes_from_one_process_to_another() {
+    if let Ok(masters) = env::var(MASTERS) {
+        let dlm = Redlock::new(masters.split(' ')).expect("valid URLs");
+        let guard = dlm.lock("handed over", TTL).await.unwrap();
+        let Handover {
+            value, validity, ..
+        } = guard.leak();
+        println!("\nhandover {value} {}", validity.as_millis());
+        return;
+    }
+    let servers = Server::many::<3>();
+    let urls: Vec<String> = servers.iter().map(Server::url).collect();
+    let own = env::current_exe().expect("this program has a path");
+    let name = [
+        "a_lock_goes_from_one_process_to_another",
+        "--exact",
+        "--nocapture",
+    ];
+    let mut other = Command::new(own);
+    let output = other.args(name).env(MASTERS, urls.join(" ")).output();
+    let output = output.expect("this program can be run");
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(output.status.success(), "{text}");
+    let line = text.lines().find_map(|line| line.strip_prefix("handover "));
+    let (value, millis) = line.and_then(|l| l.split_once(' ')).expect("a handover");
+    let handover = Handover {
+        resource: b"handed over".to_vec(),
+        value: value.to_owned(),
+        validity: Duration::from_millis(millis.parse().expect("a number")) / 2,
+    };
+    assert!(holding(&servers, &handover) >= 2, "left there by its end");
+
+    let adopter = redlock(&servers);
+    let guard = adopter.adopt(handover.clone(), TTL).await.unwrap();
+    assert!(guard.validity() > TTL / 2);
+    guard.release().await.expect("ours now");
+    assert_eq!(adopter.shutdown(LONG).await, 0);
+    assert_eq!(holding(&servers, &handover), 0);
+}
+
+#[tokio::test]
+async fn a_lock_whose_validity_is_over_is_not_adopted_and_left_as_it_is() {
+    let (servers, resource) = (Server::many::<3>(), unique("r"));
+    let mut handover = leaked(&servers, &resource, TTL).await;
+    handover.validity = Duration::ZERO;
+    let adopter = redlock(&servers);
+    let before = evalshas(&servers);
+    let adopted = adopter.adopt(handover.clone(), 2 * TTL).await;
+    assert_eq!(loss(adopted), Loss::Expired);
+    assert_eq!(adopter.shutdown(LONG).await, 0);
+    assert_eq!(evalshas(&servers), before, "nothing was sent");
+    assert_eq!(holding(&servers, &handover), 3);
+    assert!(servers[0].pttl(&resource) <= 60_000);
+}
+
+#[tokio::test]
+async fn a_validity_that_ends_before_the_masters_confirm_is_over() {
+    let (servers, resource) = (Server::many::<3>(), unique("r"));
+    let mut handover = leaked(&servers, &resource, TTL).await;
+    let proxies = [0, 1, 2].map(|place| Proxy::start(&servers[place]));
+    let adopter = Redlock::new(proxies.iter().map(Proxy::url)).expect("valid URLs");
+    adopter.inspect(&resource).await;
+    for proxy in &proxies {
+        proxy.delay_answers(Duration::from_millis(150));
+    }
+    handover.validity = Duration::from_millis(50);
+    let adopted = adopter.adopt(handover.clone(), TTL).await;
+    assert_eq!(loss(adopted), Loss::Expired);
+    assert_eq!(adopter.shutdown(LONG).await, 0);
+    assert_eq!(holding(&servers, &handover), 3);
+    assert_eq!(deletions(&servers), 0);
+}
+
+#[tokio::test]
+async fn a_validity_counts_from_the_call_and_not_from_the_first_poll() {
+    let (servers, resource) = (Server::many::<3>(), unique("r"));
+    let mut handover = leaked(&servers, &resource, TTL).await;
+    handover.validity = Duration::from_millis(100);
+    let adopter = redlock(&servers);
+    let adoption = adopter.adopt(handover.clone(), TTL);
+    tokio::time::sleep(2 * handover.validity).await;
+    assert_eq!(loss(adoption.await), Loss::Expired);
+}
+
+#[tokio::test]
+async fn a_lock_that_is_gone_on_a_quorum_is_not_adopted_and_not_set_again() {
+    let (servers, resource) = (Server::many::<5>(), unique("r"));
+    let handover = leaked(&servers, &resource, TTL).await;
+    for server in &servers[..3] {
+        assert!(server.del(&resource));
+    }
+    let adopter = redlock(&servers);
+    let adopted = adopter.adopt(handover.clone(), TTL).await;
+    assert_eq!(loss(adopted), Loss::Taken);
+    assert_eq!(adopter.shutdown(LONG).await, 0);
+    assert!(
+        holding(&servers[..3], &handover) == 0,
+        "a lock that nobody holds keeps others out"
+    );
+    let next = redlock(&servers).try_lock(&resource, TTL).await;
+    assert!(next.is_ok(), "{next:?}");
+}
+
+#[tokio::test]
+async fn a_lock_that_is_gone_on_a_minority_is_adopted() {
+    let (servers, resource) = (Server::many::<5>(), unique("r"));
+    let handover = leaked(&servers, &resource, TTL).await;
+    for server in &servers[..2] {
+        assert!(server.del(&resource));
+    }
+    let adopter = redlock(&servers);
+    let guard = adopter.adopt(handover.clone(), TTL).await.unwrap();
+    guard.extend(TTL).await.unwrap();
+    eventually_async("set again", LONG, async || {
+        holding(&servers, &handover) == 5
+    })
+    .await;
+    drop(guard);
+    assert_eq!(adopter.shutdown(LONG).await, 0);
+    assert_eq!(holding(&servers, &handover), 0);
+}
+
+#[tokio::test]
+async fn a_lock_of_another_is_not_adopted_and_left_to_its_owner() {
+    let (servers, resource) = (Server::many::<3>(), unique("r"));
+    let handover = leaked(&servers, &resource, TTL).await;
+    let mut forged = handover.clone();
+    forged.value = "forged".to_owned();
+    let adopter = redlock(&servers);
+    assert_eq!(loss(adopter.adopt(forged, TTL).await), Loss::Taken);
+    assert_eq!(adopter.shutdown(LONG).await, 0);
+    assert_eq!(holding(&servers, &handover), 3);
+    assert_eq!(deletions(&servers), 0);
+}
+
+#[tokio::test]
+async fn while_too_few_masters_answer_a_lock_waits_to_be_adopted() {
+    let (servers, resource) = (Server::many::<5>(), unique("r"));
+    let handover = leaked(&servers, &resource, TTL).await;
+    let adopter = redlock(&servers);
+    servers[..3].iter().for_each(Server::freeze);
+    for _ in 0..2 {
+        let adopted = adopter.adopt(handover.clone(), TTL).await;
+        let Err(AdoptError::Extend(ExtendError::Unconfirmed { ballots, .. })) = adopted else {
+            panic!("{adopted:?}");
+        };
+        assert_eq!(ballots.iter().count(), 5);
+    }
+    servers[..3].iter().for_each(Server::thaw);
+    assert_eq!(adopter.shutdown(LONG).await, 0);
+    assert_eq!(holding(&servers, &handover), 5);
+    assert_eq!(deletions(&servers), 0);
+
+    let mut adopted = None;
+    eventually_async("adopted when they are back", LONG, async || {
+        adopted = adopter.adopt(handover.clone(), TTL).await.ok();
+        adopted.is_some()
+    })
+    .await;
+    adopted.unwrap().release().await.expect("ours now");
+    assert_eq!(adopter.shutdown(LONG).await, 0);
+    assert_eq!(holding(&servers, &handover), 0);
+}
+
+#[tokio::test]
+async fn an_adoption_that_failed_sets_no_key_later() {
+    let (servers, resource) = (Server::many::<3>(), unique("r"));
+    let handover = leaked(&servers, &resource, TTL).await;
+    let proxies = [0, 1, 2].map(|place| Proxy::start(&servers[place]));
+    let late = Redlock::new(proxies.iter().map(Proxy::url)).expect("valid URLs");
+    late.inspect(&resource).await;
+    proxies.iter().for_each(Proxy::hang);
+    let adopted = late.adopt(handover.clone(), TTL).await;
+    assert!(
+        matches!(
+            adopted,
+            Err(AdoptError::Extend(ExtendError::Unconfirmed { .. }))
+        ),
+        "{adopted:?}"
+    );
+    drop(late);
+
+    let adopter = redlock(&servers);
+    let guard = adopter.adopt(handover.clone(), TTL).await.unwrap();
+    guard.release().await.expect("ours now");
+    assert_eq!(adopter.shutdown(LONG).await, 0);
+    let before = evalshas(&servers);
+    proxies.iter().for_each(Proxy::resume);
+    eventually_async("the late requests", LONG, async || {
+        evalshas(&servers) >= before + 3
+    })
+    .await;
+    assert_eq!(
+        holding(&servers, &handover),
+        0,
+        "a lock that nobody holds keeps others out"
+    );
+}
+
+/// Polls a future at most so many times, then drops it.
+async fn polled<T>(times: usize, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    let mut polls = 0;
+    poll_fn(|cx| {
+        if polls == times {
+            return Poll::Ready(None);
+        }
+        polls += 1;
+        future.as_mut().poll(cx).map(Some)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_adoption_that_is_given_up_at_any_moment_leaves_the_lock_as_it_is() {
+    let (servers, resource) = (Server::many::<3>(), unique("r"));
+    let handover = leaked(&servers, &resource, TTL).await;
+    let proxies = [0, 1, 2].map(|place| Proxy::start(&servers[place]));
+    for (by, proxy) in (1..).zip(&proxies) {
+        proxy.delay(Duration::from_millis(5 * by));
+    }
+    let urls = || proxies.iter().map(Proxy::url);
+    let connected = Redlock::new(urls()).expect("valid URLs");
+    assert_eq!(connected.inspect(&resource).await.sightings.len(), 3);
+    let mut given_up = 0;
+    loop {
+        let unconnected = Redlock::new(urls()).expect("valid URLs");
+        let adoption = unconnected.adopt(handover.clone(), TTL);
+        let new = polled(given_up, adoption).await;
+        let adoption = connected.adopt(handover.clone(), TTL);
+        let old = polled(given_up, adoption).await;
+        let done = new.is_some() && old.is_some();
+        for adopted in [new, old].into_iter().flatten() {
+            adopted.unwrap().leak();
+        }
+        assert_eq!(unconnected.shutdown(LONG).await, 0);
+        assert_eq!(connected.shutdown(LONG).await, 0);
+        assert_eq!(holding(&servers, &handover), 3);
+        assert_eq!(deletions(&servers), 0);
+        if done {
+            break;
+        }
+        given_up += 1;
+    }
+    assert!(given_up > 2, "it took {given_up} polls");
+}
+
+#[tokio::test]
+async fn an_adoption_with_a_ttl_that_cannot_be_sends_nothing() {
+    let (servers, resource) = (Server::many::<3>(), unique("r"));
+    let handover = leaked(&servers, &resource, TTL).await;
+    let before = evalshas(&servers);
+    let adopted = redlock(&servers)
+        .adopt(handover.clone(), Duration::ZERO)
+        .await;
+    assert!(
+        matches!(adopted, Err(AdoptError::Extend(ExtendError::Ttl(_)))),
+        "{adopted:?}"
+    );
+    assert_eq!(evalshas(&servers), before);
+    assert_eq!(holding(&servers, &handover), 3);
+}
+
+#[test]
+fn an_adoption_outside_of_a_runtime_is_an_error() {
+    let dlm = Redlock::new(["redis://127.0.0.1:1"]).expect("a valid URL");
+    let handover = Handover {
+        resource: b"r".to_vec(),
+        value: "value".to_owned(),
+        validity: TTL,
+    };
+    let adopted = dlm.adopt(handover, TTL).now_or_never();
+    let adopted = adopted.expect("at once");
+    assert!(matches!(adopted, Err(AdoptError::NoRuntime)), "{adopted:?}");
+}
+
+#[tokio::test]
+async fn an_adoption_never_shortens() {
+    let (servers, resource) = (Server::many::<3>(), unique("r"));
+    let handover = leaked(&servers, &resource, TTL).await;
+    let adopter = redlock(&servers);
+    let guard = adopter.adopt(handover, Duration::from_secs(1)).await;
+    let guard = guard.unwrap();
+    assert!(guard.validity() > TTL / 2);
+    assert!(servers.iter().all(|s| s.pttl(&resource) > 30_000));
+}

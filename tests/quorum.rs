@@ -1,0 +1,350 @@
+//! How many masters it takes: with some down, hung, or holding the key for somebody else.
+
+mod support;
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use support::{Proxy, Server, eventually_async, unique};
+use tokio_redlock::{ExtendError, LockError, LockGuard, MasterError, Redlock, ReleaseError, Vote};
+
+/// Longer than any test runs.
+const TTL: Duration = Duration::from_secs(120);
+
+/// Only reached by a test that fails.
+const LONG: Duration = Duration::from_secs(30);
+
+const FOREIGN: &[u8] = b"\xff\xfe\x00";
+
+fn build<'a>(urls: impl IntoIterator<Item = &'a String>, patience: Duration) -> Redlock {
+    let builder = Redlock::builder().request_timeout(patience);
+    let builder = urls
+        .into_iter()
+        .fold(builder, |builder, url| builder.master(url));
+    builder.build().expect("valid masters")
+}
+
+fn client(servers: &[Server]) -> Redlock {
+    let urls: Vec<_> = servers.iter().map(Server::url).collect();
+    build(&urls, LONG)
+}
+
+fn kill(servers: &mut [Server]) {
+    servers.iter_mut().for_each(Server::kill);
+}
+
+async fn assert_held(servers: &[Server], guard: &LockGuard) {
+    let (resource, value) = (guard.resource(), guard.value().as_bytes());
+    let held = async || {
+        let mut values = servers.iter().map(|server| server.get(resource));
+        values.all(|held| held.as_deref() == Some(value))
+    };
+    eventually_async("every master holds it", LONG, held).await;
+}
+
+async fn assert_emptied(servers: &[Server]) {
+    let empty = async || servers.iter().all(|server| server.keys().is_empty());
+    eventually_async("nothing is left", LONG, empty).await;
+}
+
+fn assert_unreachable(attempt: Result<LockGuard, LockError>, down: &[Server]) {
+    let Err(LockError::Unreachable(attempts)) = attempt else {
+        panic!("not unreachable: {attempt:?}");
+    };
+    for ballot in &attempts.ballots {
+        let is_down = down.iter().any(|it| it.addr() == ballot.master.as_str());
+        match &ballot.vote {
+            Vote::Failed(MasterError::Connect(_) | MasterError::Disconnected(_)) => {
+                assert!(is_down, "{attempts}");
+            }
+            Vote::Granted | Vote::Unheard => {}
+            other => panic!("{}: {other}", ballot.master),
+        }
+    }
+}
+
+/// A whole life of a lock with as many masters down as a quorum can spare, and its failure with one more: down from
+/// the beginning, and going down while it is held.
+async fn assert_tolerates(masters: usize, failures: usize) {
+    let mut servers = Server::start_n(masters);
+    let dlm = client(&servers);
+    let (held, lost) = (unique("held"), unique("lost"));
+    let guard = dlm.lock(&held, TTL).await.unwrap();
+    let losing = dlm.lock(&lost, TTL).await.unwrap();
+    assert_held(&servers, &guard).await;
+    assert_held(&servers, &losing).await;
+
+    kill(&mut servers[..failures]);
+    guard.extend(2 * TTL).await.unwrap();
+    assert!(guard.validity() > TTL);
+    guard.release().await.unwrap();
+    for dlm in [&dlm, &client(&servers)] {
+        let guard = dlm.lock(unique("resource"), TTL).await.unwrap();
+        guard.extend(2 * TTL).await.unwrap();
+        guard.release().await.unwrap();
+    }
+
+    kill(&mut servers[failures..=failures]);
+    let (down, up) = servers.split_at(failures + 1);
+    let extended = losing.extend(2 * TTL).await;
+    assert!(
+        matches!(extended, Err(ExtendError::Unconfirmed { .. })),
+        "{extended:?}"
+    );
+    assert!(losing.is_valid() && losing.validity() < TTL);
+    let released = losing.release().await;
+    assert!(
+        matches!(released, Err(ReleaseError::Unconfirmed { .. })),
+        "{released:?}"
+    );
+    for dlm in [&dlm, &client(&servers)] {
+        assert_unreachable(dlm.try_lock(unique("resource"), TTL).await, down);
+    }
+    assert_emptied(up).await;
+}
+
+#[tokio::test]
+async fn one_master_tolerates_no_failure() {
+    assert_tolerates(1, 0).await;
+}
+
+#[tokio::test]
+async fn two_masters_tolerate_no_failure() {
+    assert_tolerates(2, 0).await;
+}
+
+#[tokio::test]
+async fn three_masters_tolerate_one_failure() {
+    assert_tolerates(3, 1).await;
+}
+
+#[tokio::test]
+async fn four_masters_tolerate_one_failure() {
+    assert_tolerates(4, 1).await;
+}
+
+#[tokio::test]
+async fn five_masters_tolerate_one_failure() {
+    let mut servers = Server::many::<5>();
+    kill(&mut servers[..1]);
+    let guard = client(&servers).lock("resource", TTL).await.unwrap();
+    guard.extend(2 * TTL).await.unwrap();
+    guard.release().await.unwrap();
+    assert_emptied(&servers[1..]).await;
+}
+
+#[tokio::test]
+async fn five_masters_tolerate_two_failures() {
+    assert_tolerates(5, 2).await;
+}
+
+/// Every set of masters whose key somebody else holds.
+async fn assert_majority_decides(masters: usize) {
+    let servers = Server::start_n(masters);
+    let dlm = client(&servers);
+    drop(dlm.lock("all connections are open", TTL).await);
+    assert_eq!(dlm.shutdown(LONG).await, 0);
+    for taken in 0..1_usize << masters {
+        let resource = format!("{taken:05b}");
+        let is_taken = |place: usize| taken >> place & 1 == 1;
+        for (place, server) in servers.iter().enumerate() {
+            if is_taken(place) {
+                server.set_px(&resource, FOREIGN, 120_000);
+            }
+        }
+        let attempt = dlm.try_lock(&resource, TTL).await;
+        let free = masters - (0..masters).filter(|&place| is_taken(place)).count();
+        match attempt {
+            Ok(guard) => {
+                assert!(2 * free > masters, "granted: {resource}");
+                guard.release().await.unwrap();
+            }
+            Err(LockError::Taken(attempts)) => {
+                assert!(2 * free <= masters, "taken: {resource}: {attempts}");
+            }
+            Err(other) => panic!("{resource}: {other}"),
+        }
+        assert_eq!(dlm.shutdown(LONG).await, 0);
+        for (place, server) in servers.iter().enumerate() {
+            let left = is_taken(place).then_some(FOREIGN);
+            assert_eq!(server.get(&resource).as_deref(), left, "{resource}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_majority_of_three_decides_whoever_it_is() {
+    assert_majority_decides(3).await;
+}
+
+#[tokio::test]
+async fn the_majority_of_four_decides_whoever_it_is() {
+    assert_majority_decides(4).await;
+}
+
+#[tokio::test]
+async fn the_majority_of_five_decides_whoever_it_is() {
+    assert_majority_decides(5).await;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Free,
+    Taken,
+    Down,
+    Hung,
+}
+
+/// A master, and ways to it that lead nowhere.
+struct Place {
+    server: Server,
+    down: Proxy,
+    hung: Proxy,
+}
+
+impl Place {
+    fn start(server: Server) -> Self {
+        let [down, hung] = [(); 2].map(|()| Proxy::start(&server));
+        down.refuse();
+        hung.hang();
+        Self { server, down, hung }
+    }
+
+    fn url(&self, state: State) -> String {
+        match state {
+            State::Free | State::Taken => self.server.url(),
+            State::Down => self.down.url(),
+            State::Hung => self.hung.url(),
+        }
+    }
+}
+
+/// One way for three masters to be, and a client that finds them so.
+struct Case {
+    states: [State; 3],
+    resource: String,
+    dlm: Redlock,
+}
+
+impl Case {
+    fn all(places: &[Place; 3]) -> Vec<Self> {
+        let all = [State::Free, State::Taken, State::Down, State::Hung];
+        let state = |case: usize, place: usize| all[case >> (2 * place) & 3];
+        let new = |case| Self::new(places, [0, 1, 2].map(|place| state(case, place)));
+        (0..64).map(new).collect()
+    }
+
+    fn new(places: &[Place; 3], states: [State; 3]) -> Self {
+        let resource = format!("{states:?}");
+        for (place, state) in places.iter().zip(states) {
+            if state == State::Taken {
+                place.server.set_px(&resource, FOREIGN, 120_000);
+            }
+        }
+        let urls = [0, 1, 2].map(|place| places[place].url(states[place]));
+        let dlm = build(&urls, Duration::from_secs(1));
+        Self {
+            states,
+            resource,
+            dlm,
+        }
+    }
+
+    fn count(&self, state: State) -> usize {
+        self.states.iter().filter(|&&it| it == state).count()
+    }
+
+    fn check(&self, attempt: &Result<LockGuard, LockError>) {
+        let Self { resource, .. } = self;
+        let (free, taken) = (self.count(State::Free), self.count(State::Taken));
+        let attempts = match attempt {
+            Ok(_) => {
+                assert!(free >= 2, "granted: {resource}");
+                return;
+            }
+            Err(LockError::Taken(attempts)) => {
+                assert!(taken >= 1, "taken: {resource}: {attempts}");
+                attempts
+            }
+            Err(LockError::Unreachable(attempts)) => {
+                assert!(free + taken < 2, "unreachable: {resource}: {attempts}");
+                attempts
+            }
+            Err(other) => panic!("{resource}: {other}"),
+        };
+        assert!(free < 2, "not granted: {resource}: {attempts}");
+        for (ballot, state) in attempts.ballots.iter().zip(self.states) {
+            let fits = match &ballot.vote {
+                Vote::Granted => state == State::Free,
+                Vote::Refused => state == State::Taken,
+                Vote::Failed(MasterError::Connect(error)) if error.is_connection_refusal() => {
+                    state == State::Down
+                }
+                Vote::Failed(MasterError::Connect(_) | MasterError::TimedOut(_)) => {
+                    state == State::Hung
+                }
+                Vote::Unheard => true,
+                _ => false,
+            };
+            assert!(fits, "{resource}: {attempts}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn any_two_of_three_masters_decide_whatever_the_third_does() {
+    let places = Server::many::<3>().map(Place::start);
+    let cases = Case::all(&places);
+    let attempt = async |case: &Case| {
+        let attempt = case.dlm.try_lock(&case.resource, TTL).await;
+        case.check(&attempt);
+        drop(attempt);
+        assert_eq!(case.dlm.shutdown(LONG).await, 0, "{}", case.resource);
+    };
+    // Some take the request timeout, so several are tried at the same time.
+    for cases in cases.chunks(16) {
+        join_all(cases.iter().map(&attempt)).await;
+    }
+    for case in &cases {
+        for (place, state) in places.iter().zip(case.states) {
+            let left = (state == State::Taken).then_some(FOREIGN);
+            let key = place.server.get(&case.resource);
+            assert_eq!(key.as_deref(), left, "{}", case.resource);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_lock_that_is_taken_where_the_others_are_known_to_be_down_is_unreachable() {
+    let mut servers = Server::many::<3>();
+    kill(&mut servers[1..]);
+    let dlm = client(&servers);
+    let resource = unique("resource");
+    assert_unreachable(dlm.try_lock(&resource, TTL).await, &servers[1..]);
+    servers[0].set_px(&resource, FOREIGN, 120_000);
+    let attempt = dlm.try_lock(&resource, TTL).await;
+    assert!(
+        matches!(attempt, Err(LockError::Unreachable(_))),
+        "{attempt:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_hung_master_costs_no_time_while_the_others_decide() {
+    let servers = Server::many::<3>();
+    let dlm = client(&servers);
+    let guard = dlm.lock(unique("resource"), TTL).await.unwrap();
+    servers[0].freeze();
+    // Otherwise each would take the request timeout, which is longer than the whole of this may take.
+    let whole = async {
+        guard.extend(2 * TTL).await.unwrap();
+        guard.release().await.unwrap();
+        for _ in 0..20 {
+            let guard = dlm.lock("resource", TTL).await.unwrap();
+            let refused = dlm.try_lock("resource", TTL).await;
+            assert!(matches!(refused, Err(LockError::Taken(_))), "{refused:?}");
+            guard.release().await.unwrap();
+        }
+    };
+    tokio::time::timeout(LONG * 2 / 3, whole).await.unwrap();
+}
