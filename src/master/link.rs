@@ -371,10 +371,7 @@ impl Mender {
             };
             link.report(&error);
             // A connection that hangs is kept, since what undoes goes there.
-            link.change(
-                |state| !matches!(state, State::Hung(_)),
-                State::Down(error),
-            );
+            link.change(|state| !matches!(state, State::Hung(_)), State::Down(error));
             // An attempt that took long was pause enough.
             sleep(pause.saturating_sub(started.elapsed())).await;
             pause = (pause * 2).min(MAX_PAUSE);
