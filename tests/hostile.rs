@@ -21,6 +21,10 @@ const TIMEOUT: Duration = Duration::from_millis(200);
 /// Only reached by a test that fails.
 const LONG: Duration = Duration::from_secs(20);
 
+/// What a master that mixes up the order answers to one request, meant for another.
+const MEANT_FOR_A_SET: [&[u8]; 2] = [b"+OK\r\n", b"$-1\r\n"];
+const MEANT_FOR_A_SCRIPT: [&[u8]; 3] = [b":0\r\n", b":1\r\n", b":2\r\n"];
+
 /// Answers that are neither a yes nor a no to any request. A negative length is not among them: the client reads any
 /// as nil, which is a no.
 fn nonsense() -> Vec<Vec<u8>> {
@@ -34,6 +38,7 @@ fn nonsense() -> Vec<Vec<u8>> {
         "+\r\n",
         ":3\r\n",
         ":-1\r\n",
+        ":3\r\n:3\r\n",
         "*0\r\n",
         "*1\r\n+OK\r\n",
         "*2\r\n:1\r\n:1\r\n",
@@ -138,7 +143,8 @@ fn show(answer: &[u8]) -> String {
 
 #[tokio::test]
 async fn nonsense_for_a_set_is_no_vote() {
-    let cases = nonsense().into_iter().map(async |answer| {
+    let mixed_up = MEANT_FOR_A_SCRIPT.map(Vec::from);
+    let cases = nonsense().into_iter().chain(mixed_up).map(async |answer| {
         let dlm = hostile(3, &["SET"], &answer).await.build().unwrap();
         let start = Instant::now();
         let denied = timeout(LONG, dlm.lock("r", TTL)).await.expect("it ends");
@@ -159,7 +165,8 @@ async fn nonsense_for_a_set_is_no_vote() {
 
 #[tokio::test]
 async fn nonsense_for_a_script_is_no_vote() {
-    let cases = nonsense().into_iter().map(async |answer| {
+    let mixed_up = MEANT_FOR_A_SET.map(Vec::from);
+    let cases = nonsense().into_iter().chain(mixed_up).map(async |answer| {
         let dlm = hostile(3, &["EVALSHA", "EVAL"], &answer).await;
         let dlm = dlm.build().unwrap();
         let guard = dlm.lock("r", TTL).await.unwrap();

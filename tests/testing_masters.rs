@@ -76,6 +76,12 @@ async fn converse(mut connection: impl ConnectionLike) -> Vec<(String, String)> 
         &["PTTL", "k"],
         &["EVAL", INSPECT, "1", "k"],
         &["EVAL", INSPECT, "1", "other"],
+        // To adopt lengthens what is ours, and sets nothing.
+        &["EVALSHA", extend_hash, "1", "other", "a", "60000", "XX"],
+        &["GET", "other"],
+        &["EVALSHA", extend_hash, "1", "k", "a", "120000", "XX"],
+        &["EVALSHA", extend_hash, "1", "k", "b", "60000", "XX"],
+        &["PTTL", "k"],
         &["DEL", "k", "other"],
         &["DEL", "k"],
         &["PEXPIRE", "k", "1000"],
@@ -174,14 +180,14 @@ impl Fleet for Masters {
 
 /// Real servers, and the network to them.
 struct Real {
-    servers: Vec<Server>,
-    proxies: Vec<Proxy>,
+    servers: [Server; 3],
+    proxies: [Proxy; 3],
 }
 
 impl Real {
     fn start() -> Self {
-        let servers = Server::start_n(3);
-        let proxies = servers.iter().map(Proxy::start).collect();
+        let servers = Server::many();
+        let proxies = servers.each_ref().map(Proxy::start);
         Self { servers, proxies }
     }
 

@@ -11,7 +11,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::time::{Instant, sleep};
 
 use super::history::History;
-use crate::{ExtendError, KeepAlive, LockGuard, Redlock, RetryPolicy};
+use crate::{ExtendError, Handover, KeepAlive, LockGuard, Redlock, RetryPolicy};
 
 /// A random program over one client of the locks.
 pub(super) struct Client {
@@ -105,16 +105,43 @@ impl Client {
                 return;
             }
         }
-        let released = self.rng.random_bool(0.5);
-        let how = if released { "releases" } else { "drops" };
-        self.history.ended(self.name, &guard, how);
-        let guard = Arc::into_inner(guard).expect("the history keeps none");
-        if released {
-            let release = guard.release();
-            let outcome = self.perhaps_cancelled(release).await;
-            let name = self.name;
-            self.history
-                .note(|_| {}, || format!("{name} released: {outcome:?}"));
+        let let_go = |how| {
+            self.history.ended(self.name, &guard, how);
+            Arc::into_inner(guard).expect("the history keeps none")
+        };
+        match self.rng.random_range(0..9) {
+            0..4 => {
+                let release = let_go("releases").release();
+                let outcome = self.perhaps_cancelled(release).await;
+                let name = self.name;
+                self.history
+                    .note(|_| {}, || format!("{name} released: {outcome:?}"));
+            }
+            4..8 => drop(let_go("drops")),
+            _ => {
+                let handover = let_go("leaks").leak();
+                self.take_over(handover).await;
+            }
+        }
+    }
+
+    /// Takes a lock over that was leaked, after a while, and holds it for another.
+    async fn take_over(&mut self, mut handover: Handover) {
+        let name = self.name;
+        let (valid_until, ttl) = (Instant::now() + handover.validity, self.ttl());
+        self.pause(100).await;
+        handover.validity = valid_until.saturating_duration_since(Instant::now());
+        let adoption = self.dlm.adopt(handover, ttl);
+        let adopted = self.perhaps_cancelled(adoption).await;
+        self.history.note(
+            |counts| counts.leaked += 1,
+            || format!("{name} adopts for {ttl:?}: {adopted:?}"),
+        );
+        if let Some(Ok(guard)) = adopted {
+            let guard = Arc::new(guard);
+            self.history.granted(name, &guard);
+            self.pause(400).await;
+            self.history.ended(name, &guard, "drops");
         }
     }
 

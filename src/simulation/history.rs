@@ -39,6 +39,7 @@ pub(super) struct Counts {
     pub(super) denied: u64,
     pub(super) extended: u64,
     pub(super) lost: u64,
+    pub(super) leaked: u64,
     pub(super) cancelled: u64,
     pub(super) faults: u64,
 }
@@ -180,6 +181,7 @@ impl std::ops::AddAssign for Counts {
         self.denied += other.denied;
         self.extended += other.extended;
         self.lost += other.lost;
+        self.leaked += other.leaked;
         self.cancelled += other.cancelled;
         self.faults += other.faults;
     }

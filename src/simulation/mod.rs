@@ -98,6 +98,10 @@ async fn run(rng: &mut StdRng, climate: Climate, masters: &Masters, history: &Hi
     }
     // A key is given up when its ttl is over, and on a master that hung for longer its SET may only come then.
     sleep(weather::LONGEST_HANG).await;
+    if history.counts().leaked > 0 {
+        // What was leaked and not taken over is there for its ttl.
+        sleep(longest_ttl.div_f64(weather::SLOWEST)).await;
+    }
     if masters.iter().any(|master| !master.keys().is_empty()) {
         history.violate("a key is left");
     }

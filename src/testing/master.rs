@@ -149,7 +149,10 @@ impl Master {
         self.lock().answer_delay = range;
     }
 
-    /// Lets the next request that arrives meet a fault. Called again, the one after that, and so on.
+    /// Lets the next request for a key that arrives meet a fault. Called again, the one after that, and so on.
+    ///
+    /// What opens a connection or asks for a sign of life (`SCRIPT`, `PING`) is spared, so that a fault meets the
+    /// request that a test is about, on a new connection too.
     pub fn meet(&self, fault: Fault) {
         self.lock().faults.push_back(fault);
     }
@@ -326,7 +329,8 @@ impl State {
             answer,
         } = envelope;
         let store = self.store.at(self.clock.at(self.now));
-        let reply = match self.faults.pop_front() {
+        let fault = is_for_a_key(&command).then(|| self.faults.pop_front());
+        let reply = match fault.flatten() {
             None => Ok(store.execute(&command)),
             Some(Fault::LoseRequest) => Err(broken()),
             Some(Fault::LoseAnswer) => {
@@ -345,6 +349,15 @@ impl State {
             arrives: *last,
         });
     }
+}
+
+fn is_for_a_key(command: &[Vec<u8>]) -> bool {
+    let is = |name: &[u8]| {
+        command
+            .first()
+            .is_some_and(|first| first.eq_ignore_ascii_case(name))
+    };
+    !is(b"SCRIPT") && !is(b"PING")
 }
 
 fn draw(rng: &mut StdRng, range: &RangeInclusive<Duration>) -> Duration {
