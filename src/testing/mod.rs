@@ -21,8 +21,20 @@
 //! # In production
 //!
 //! The module exists only with the feature `test-util`, which is off by default and belongs into
-//! `[dev-dependencies]`. On its own the feature changes nothing: only
-//! [`RedlockBuilder::testing`](crate::RedlockBuilder::testing) does, and it logs a warning.
+//! `[dev-dependencies]`: there it is on in tests, and nothing of it is compiled elsewhere. Should it be on all the
+//! same, it changes nothing: a client has masters in memory only by
+//! [`RedlockBuilder::testing`](crate::RedlockBuilder::testing), and that logs a warning.
+//!
+//! # Limits
+//!
+//! - Redlock excludes as long as masters keep their keys until the ttl is over, and clocks run apart by no more than
+//!   the [drift](crate::RedlockBuilder::drift_factor). Masters in memory can be told to break both: after a
+//!   [`restart`](Master::restart) within the ttl, or with [`run_clock(2.0)`](Master::run_clock), there can be two
+//!   holders. The simulation in the tests of this crate finds both cases, and none without.
+//! - Their connections open themselves again. How the crate opens and closes its own, be it over TCP or TLS, is not
+//!   tested by them.
+//! - They know the commands and scripts of this crate, and of any others only those that
+//!   [`connect`](Master::connect) lists.
 //!
 //! # Examples
 //!
