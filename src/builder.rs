@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::error::{Address, BuildError};
 use crate::master::{Given, Master, Source, address};
 use crate::masters::Masters;
+use crate::random::Random;
 use crate::redlock::Redlock;
 use crate::release::Releases;
 use crate::retry::RetryPolicy;
@@ -52,6 +53,8 @@ pub struct RedlockBuilder {
     retry: RetryPolicy,
     request_timeout: Duration,
     drift_factor: Option<f64>,
+    clock: Clock,
+    random: Random,
 }
 
 /// A master as it was given.
@@ -69,6 +72,8 @@ impl RedlockBuilder {
             retry: RetryPolicy::new(),
             request_timeout: REQUEST_TIMEOUT,
             drift_factor: None,
+            clock: Clock::default(),
+            random: Random::default(),
         }
     }
 
@@ -130,6 +135,29 @@ impl RedlockBuilder {
         self
     }
 
+    /// Adds masters that live in memory, and makes the client go by Tokio's clock, which may be paused, and by
+    /// their seed; see [`testing`](crate::testing).
+    ///
+    /// For tests. A warning is logged, should this ever run in a service.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_redlock::{Redlock, testing::Masters};
+    ///
+    /// let masters = Masters::new(3);
+    /// let dlm = Redlock::builder().testing(&masters).build().unwrap();
+    /// ```
+    #[cfg(any(test, feature = "test-util"))]
+    pub fn testing(mut self, masters: &crate::testing::Masters) -> Self {
+        tracing::warn!("Redlock over masters in memory, which is for tests: it excludes nobody");
+        self.clock = Clock::tokio();
+        self.random = Random::seeded(masters.draw_seed());
+        masters
+            .iter()
+            .fold(self, |builder, master| builder.connection(master.connect()))
+    }
+
     /// Puts something in front of every resource to make its key. Defaults to nothing.
     pub fn key_prefix(mut self, prefix: impl AsRef<[u8]>) -> Self {
         self.key_prefix = prefix.as_ref().to_vec();
@@ -187,6 +215,8 @@ impl RedlockBuilder {
             retry,
             request_timeout,
             drift_factor,
+            clock,
+            random,
         } = self;
         let drift = match drift_factor {
             None => Drift::DEFAULT,
@@ -206,7 +236,8 @@ impl RedlockBuilder {
             key_prefix,
             request_timeout,
             drift,
-            clock: Clock,
+            clock,
+            random,
         }))
     }
 }
@@ -270,9 +301,13 @@ fn refuse(url: &str, source: RedisError) -> BuildError {
 
 /// A URL without user, password and query, all of which may be secret. It may be no URL at all.
 fn redact(url: &str) -> String {
+    let is_scheme = |text: &str| {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
+        !text.is_empty() && text.bytes().all(fits)
+    };
     let (scheme, rest) = match url.split_once("://") {
-        Some((scheme, rest)) => (format!("{scheme}://"), rest),
-        None => (String::new(), url),
+        Some((scheme, rest)) if is_scheme(scheme) => (format!("{scheme}://"), rest),
+        _ => (String::new(), url),
     };
     // A password may itself hold any character: what stands before the last @ may be part of it, and where that
     // comes after the beginning of a query, so may what stands after it.
@@ -306,7 +341,7 @@ impl fmt::Debug for RedlockBuilder {
             .field("retry", &self.retry)
             .field("request_timeout", &self.request_timeout)
             .field("drift_factor", &self.drift_factor)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -339,6 +374,7 @@ mod tests {
                 "unix:///run/redis.sock",
             ),
             ("http//user:secret@host", "host"),
+            ("user:sec://ret@host", "host"),
             ("redis://user:sec?ret@host", "redis://..."),
             (
                 "redis+sock:///run/redis.sock?pass=sec@ret",
@@ -348,6 +384,28 @@ mod tests {
             ("://", "://"),
         ] {
             assert_eq!(redact(url), shown, "{url}");
+        }
+    }
+
+    proptest::proptest! {
+        /// Capitals stand for what may be secret: a password, a query, and what looks like either.
+        #[test]
+        fn nothing_that_may_be_secret_is_shown(
+            scheme in "((redis|rediss|valkey|unix)://)?",
+            password in "[A-Z?#@/:%&=+]{0,30}",
+            host in "[a-z0-9.:]{1,20}",
+            query in "([?#][A-Z?#@/:%&=+]{0,30})?",
+        ) {
+            let shown = redact(&format!("{scheme}:{password}@{host}{query}"));
+            assert!(!shown.contains(|letter: char| letter.is_ascii_uppercase()), "{shown}");
+            let plain = !format!("{password}{query}").contains(['?', '#', '@']);
+            assert!(!plain || shown == format!("{scheme}{host}"), "{shown}");
+        }
+
+        #[test]
+        fn no_text_is_too_strange_to_be_a_url(text: String) {
+            let _ = redact(&text);
+            let _ = crate::Redlock::new([text]);
         }
     }
 }

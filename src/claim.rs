@@ -17,8 +17,11 @@ use crate::lease::Lease;
 use crate::master::Request;
 use crate::masters::Round;
 use crate::quorum::Verdict;
+use crate::random::Random;
 use crate::release::{Release, Task};
 use crate::shared::Shared;
+#[cfg(test)]
+use crate::simulation::Rule;
 use crate::trail::Trail;
 use crate::validity::Ttl;
 use crate::value::Value;
@@ -87,6 +90,10 @@ impl Claim {
         self.value.as_str()
     }
 
+    pub(crate) fn random(&self) -> &Random {
+        &self.shared.random
+    }
+
     pub(crate) fn runtime(&self) -> &Handle {
         &self.runtime
     }
@@ -119,6 +126,12 @@ impl Claim {
         let valid_until = ttl.valid_until(start);
         let request = Request::acquire(self.key.as_bytes(), &self.value, ttl);
         let (verdict, round) = self.ask(&request, ttl, start.until(valid_until)).await;
+        #[cfg(test)]
+        let valid_until = if Rule::ValidityCountsFromBeforeSending.is_broken() {
+            ttl.valid_until(self.now())
+        } else {
+            valid_until
+        };
         if verdict == Verdict::Carried && self.now() < valid_until {
             let mut lease = self.lease();
             lease.grant(valid_until);
@@ -174,6 +187,12 @@ impl Claim {
         let left = self
             .standing()
             .map_err(|loss| lost(loss, Ballots::default()))?;
+        #[cfg(test)]
+        let left = if Rule::LateExtensionsDoNotCount.is_broken() {
+            Duration::MAX
+        } else {
+            left
+        };
         let (verdict, mut round) = self.ask(&request, ttl, left).await;
         if verdict == Verdict::Carried {
             self.leave(round);
@@ -186,6 +205,10 @@ impl Claim {
             .explained(not_ours, left.min(self.shared.request_timeout))
             .await;
         self.leave(round);
+        #[cfg(test)]
+        if Rule::FailedExtensionsReleaseNothing.is_broken() {
+            drop(self.release());
+        }
         if ballots.is_quorum(not_ours) {
             self.lease().lose(self.now(), Loss::Taken);
             self.lost_early.notify_waiters();

@@ -29,26 +29,46 @@ impl Moment {
 
 /// Where the time comes from.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Clock;
+pub(crate) enum Clock {
+    /// From the operating system.
+    #[default]
+    System,
+    /// From Tokio, whose clock a test may have paused. Holds the beginning of time.
+    #[cfg(any(test, feature = "test-util"))]
+    Tokio(tokio::time::Instant),
+}
 
 impl Clock {
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    #[expect(
-        clippy::unused_self,
-        reason = "the clock is handed on, so that it can be another one"
-    )]
+    /// Tokio's clock, from this moment on.
+    #[cfg(any(test, feature = "test-util"))]
+    pub(crate) fn tokio() -> Self {
+        Self::Tokio(tokio::time::Instant::now())
+    }
+
     pub(crate) fn now(self) -> Moment {
+        match self {
+            Self::System => Moment::of_the_system(),
+            #[cfg(any(test, feature = "test-util"))]
+            // A second on, since zero stands for never.
+            Self::Tokio(beginning) => Moment(1_000_000_000).after(beginning.elapsed()),
+        }
+    }
+}
+
+impl Moment {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn of_the_system() -> Self {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
         let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
-        Moment(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
+        Self(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
     }
 
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    pub(crate) fn now(self) -> Moment {
+    fn of_the_system() -> Self {
         static START: std::sync::LazyLock<std::time::Instant> =
             std::sync::LazyLock::new(std::time::Instant::now);
-        Moment(0).after(START.elapsed())
+        Self(0).after(START.elapsed())
     }
 }
 
@@ -66,8 +86,17 @@ mod tests {
 
     #[test]
     fn the_clock_runs_forward() {
-        let earlier = Clock.now();
+        let earlier = Clock::System.now();
         std::thread::sleep(Duration::from_millis(2));
-        assert!(earlier.until(Clock.now()) >= Duration::from_millis(2));
+        assert!(earlier.until(Clock::System.now()) >= Duration::from_millis(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_clock_of_tokio_can_be_paused() {
+        let clock = Clock::tokio();
+        let earlier = clock.now();
+        assert_eq!(clock.now(), earlier);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(earlier.until(clock.now()), Duration::from_secs(60));
     }
 }

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::claim::Claim;
 use crate::error::{ExtendError, Loss, name};
+use crate::random::Random;
 
 /// The longest pause between two attempts at a renewal that has failed.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
@@ -63,7 +64,7 @@ pub(crate) async fn renew(claim: Arc<Claim>, ttl: Duration) {
         if due.elapsed() > interval {
             due = Instant::now();
         }
-        due += spread(interval);
+        due += spread(interval, claim.random());
         tokio::select! {
             biased;
             loss = claim.lost() => return warn_lost(&claim, loss),
@@ -74,7 +75,8 @@ pub(crate) async fn renew(claim: Arc<Claim>, ttl: Duration) {
                 Ok(()) => break,
                 Err(error @ ExtendError::Unconfirmed { .. }) => {
                     tracing::debug!(%error, "not renewed, trying again");
-                    sleep(spread((interval / 10).min(LONGEST_PAUSE))).await;
+                    let pause = (interval / 10).min(LONGEST_PAUSE);
+                    sleep(spread(pause, claim.random())).await;
                 }
                 Err(ExtendError::Lost { loss, .. }) => return warn_lost(&claim, loss),
                 // It was good when the lock was taken.
@@ -91,8 +93,8 @@ fn warn_lost(claim: &Claim, loss: Loss) {
 
 /// A random time around the given one, so that many locks taken at once are not renewed at once for ever. Never
 /// none at all.
-fn spread(around: Duration) -> Duration {
+fn spread(around: Duration, random: &Random) -> Duration {
     let tenth = around / 10;
-    let spread = rand::rng().random_range(around - tenth..=around + tenth);
+    let spread = random.draw(|rng| rng.random_range(around - tenth..=around + tenth));
     spread.max(Duration::from_millis(1))
 }

@@ -50,15 +50,24 @@
 //! confirms it (`appendfsync always`), or stays away for the longest ttl before it comes back, and none evicts keys
 //! (`noeviction`). The README has the rest, with the rights that a user needs on a master.
 //!
+//! The tests of this crate simulate random clients and faults by the ten thousand. Within these assumptions they find no
+//! two holders; with a master that restarts empty within a ttl, or whose clock runs twice as fast, they do.
+//!
 //! There is nothing yet that wakes up those who wait, gives fencing tokens, or keeps a master out that restarted
 //! empty.
+//!
+//! # Testing your service
+//!
+//! With the feature `test-util` the module `testing` has masters that live in memory and hang, forget or err when a test
+//! tells them to, also under Tokio's paused clock.
 //!
 //! # Cargo features
 //!
 //! - `tls-rustls`: `rediss://` masters over rustls. Brings a crypto provider.
 //! - `tls-native-tls`: `rediss://` masters over the TLS library of the operating system.
+//! - `test-util`: the module `testing`. Belongs into `[dev-dependencies]`; changes nothing by itself.
 //!
-//! Neither is on by default.
+//! None is on by default.
 
 mod builder;
 mod claim;
@@ -73,10 +82,15 @@ mod lease;
 mod master;
 mod masters;
 mod quorum;
+mod random;
 mod redlock;
 mod release;
 mod retry;
 mod shared;
+#[cfg(test)]
+mod simulation;
+#[cfg(any(test, feature = "test-util"))]
+pub mod testing;
 mod trail;
 mod validity;
 mod value;
@@ -93,7 +107,7 @@ pub use crate::keep_alive::KeepAlive;
 pub use crate::redlock::{LockRequest, Redlock};
 pub use crate::retry::{Delays, RetryPolicy};
 
-/// Compiles the examples of the README.
-#[cfg(doctest)]
+/// Compiles the examples of the README, one of which is a test of a service.
+#[cfg(all(doctest, feature = "test-util"))]
 #[doc = include_str!("../README.md")]
 struct ReadmeExamples;

@@ -17,7 +17,11 @@ pub(crate) enum Verdict {
 }
 
 /// More than half of the masters: any two quorums have one in common.
-pub(crate) const fn quorum(masters: usize) -> usize {
+pub(crate) fn quorum(masters: usize) -> usize {
+    #[cfg(test)]
+    if crate::simulation::Rule::QuorumIsMoreThanHalf.is_broken() {
+        return masters / 2;
+    }
     masters / 2 + 1
 }
 
@@ -87,6 +91,25 @@ mod tests {
     fn two_quorums_always_meet() {
         for masters in 1..100 {
             assert!(2 * quorum(masters) > masters);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_later_vote_changes_what_is_certain(votes: Vec<bool>) {
+            let mut tally = Tally::new(votes.len());
+            let mut certain = None;
+            for &aye in &votes {
+                tally.count(aye);
+                match (certain, tally.verdict()) {
+                    (None, Verdict::Open) => {}
+                    (None, verdict) => certain = Some(verdict),
+                    (Some(verdict), now) => assert_eq!(verdict, now),
+                }
+            }
+            let ayes = votes.iter().filter(|aye| **aye).count();
+            let carried = 2 * ayes > votes.len();
+            assert!(votes.is_empty() || certain == Some(if carried { Verdict::Carried } else { Verdict::Defeated }));
         }
     }
 }

@@ -53,6 +53,11 @@ impl Redlock {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// A client with the default options for masters given as URLs.
     ///
     /// No connection is opened, and no runtime needed. See [`RedlockBuilder::master`] for the URLs.
@@ -390,9 +395,17 @@ impl LockRequest {
         let start = Instant::now();
         let mut delays = None;
         let mut attempts = 1;
+        #[cfg(test)]
+        let mut first = None;
         loop {
             // Armed before anything is sent: wherever this future is dropped, the claim undoes what was done.
-            let value = Value::random(&mut rand::rng());
+            let value = shared.random.draw(Value::random);
+            #[cfg(test)]
+            let value = if crate::simulation::Rule::ValuesAreNeverReused.is_broken() {
+                first.get_or_insert(value).clone()
+            } else {
+                value
+            };
             let claim = Claim::new(&shared, &key, value, runtime.clone());
             let attempt = claim.acquire(lasting, max_lifetime).await;
             let Err((failure, ballots)) = attempt else {
@@ -404,7 +417,8 @@ impl LockRequest {
             };
             drop(claim);
             let waited = start.elapsed();
-            let delays = delays.get_or_insert_with(|| retry.delays(rand::random()));
+            let delays = delays
+                .get_or_insert_with(|| retry.delays(shared.random.draw(|rng| rng.next_u64())));
             let Some(delay) = delays.next_after(waited) else {
                 span.record("attempts", attempts);
                 let attempts = Attempts {

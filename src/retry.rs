@@ -266,4 +266,36 @@ mod tests {
         let policy = RetryPolicy::once().forever();
         assert_eq!(policy.delays(1).take(10_000).count(), 10_000);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_policy_panics_or_passes_its_limits(
+            min: Duration,
+            max: Duration,
+            attempts: Option<u32>,
+            wait: Option<Duration>,
+            seed: u64,
+        ) {
+            let mut policy = RetryPolicy::new().delay(min, max).forever();
+            policy.max_attempts = attempts;
+            policy.max_wait = wait;
+            let delays: Vec<_> = policy.delays(seed).take(50).collect();
+            assert!(delays.iter().all(|&delay| min <= delay && delay <= max.max(min)));
+            assert!(attempts.is_none_or(|most| delays.len() <= most.saturating_sub(1) as usize));
+            let total = delays.iter().fold(Duration::ZERO, |sum, delay| sum.saturating_add(*delay));
+            assert!(wait.is_none_or(|wait| total <= wait));
+            assert!(policy.delays(seed).take(50).eq(delays));
+        }
+
+        #[test]
+        fn time_that_has_passed_counts(
+            wait: Duration,
+            elapsed: Duration,
+            delay: Duration,
+        ) {
+            let policy = RetryPolicy::new().delay(delay, delay).max_wait(wait);
+            let next = policy.delays(0).next_after(elapsed);
+            assert_eq!(next.is_some(), elapsed.saturating_add(delay) <= wait);
+        }
+    }
 }

@@ -142,4 +142,38 @@ mod tests {
             }
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn a_validity_is_never_more_than_the_ttl_less_the_drift(
+            seconds: u64,
+            nanos in 0..1_000_000_000u32,
+            factor in 0.0..=0.5,
+            start: u64,
+        ) {
+            let (ttl, drift) = (Duration::new(seconds, nanos), Drift::from_factor(factor).unwrap());
+            let start = Moment::from_nanos(start);
+            if let Ok(lasting) = Ttl::new(ttl, drift) {
+                let validity = start.until(lasting.valid_until(start));
+                let whole = Duration::from_millis(lasting.millis());
+                assert!(whole <= ttl && ttl - whole < Duration::from_millis(1));
+                assert!(validity <= whole.saturating_sub(drift.over(whole)));
+            }
+        }
+
+        #[test]
+        fn a_longer_ttl_is_never_good_for_less(one in 0..1u64 << 40, more in 0..1u64 << 40) {
+            let valid_until = |millis| ttl(Duration::from_millis(millis)).map(|ttl| ttl.valid_until(START));
+            if let (Ok(shorter), Ok(longer)) = (valid_until(one), valid_until(one + more)) {
+                assert!(shorter <= longer);
+            }
+        }
+
+        #[test]
+        fn any_factor_is_taken_or_refused(factor: f64) {
+            let taken = Drift::from_factor(factor).is_some();
+            // Within a millionth, which is what is kept of it.
+            assert!(!taken || (0.0..0.500_001).contains(&factor) || factor == 0.0);
+        }
+    }
 }

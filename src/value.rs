@@ -13,7 +13,7 @@ const HEX: &[u8; 16] = b"0123456789abcdef";
 pub(crate) struct Value(Arc<str>);
 
 impl Value {
-    pub(crate) fn random(rng: &mut impl Rng) -> Self {
+    pub(crate) fn random(rng: &mut dyn Rng) -> Self {
         let mut bytes = [0; 20];
         rng.fill_bytes(&mut bytes);
         let mut text = String::with_capacity(2 * bytes.len());

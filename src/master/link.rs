@@ -10,10 +10,10 @@ use std::time::Duration;
 use futures::stream::{FuturesUnordered, StreamExt};
 use redis::{Cmd, Value as Reply};
 use tokio::runtime::{self, Handle};
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::source::{Identity, Source, close, prepare};
+use super::watched::Watched;
 use super::wire::{Fault, Wire};
 use crate::error::{Address, MasterError};
 
@@ -44,7 +44,7 @@ pub(crate) struct Link {
     source: Source,
     /// How long an attempt to connect may take.
     timeout: Duration,
-    state: watch::Sender<State>,
+    state: Watched<State>,
     /// The connection before the next one, if its master told us what it is called there.
     predecessor: Mutex<Option<Identity>>,
     /// Where the two times below count from.
@@ -96,7 +96,7 @@ impl Link {
             address,
             source,
             timeout: timeout.clamp(CONNECT_TIMEOUT, LONGEST_CONNECT_TIMEOUT),
-            state: watch::Sender::new(State::Idle),
+            state: Watched::new(State::Idle),
             predecessor: Mutex::new(None),
             created: Instant::now(),
             asked: AtomicU64::new(0),
@@ -127,10 +127,10 @@ impl Link {
         if let State::Up(live) = &*self.state.borrow() {
             return Ok(live.clone());
         }
-        let mut states = self.state.subscribe();
         loop {
             self.connect_if_idle();
-            match &*states.borrow_and_update() {
+            let changed = self.state.changed();
+            match &*self.state.borrow() {
                 State::Up(live) => return Ok(live.clone()),
                 State::Hung(_) => return Err(MasterError::Hung(self.silence())),
                 State::Down(error) => return Err(error.clone()),
@@ -139,8 +139,7 @@ impl Link {
                 }
                 State::Connecting { .. } | State::Idle => {}
             }
-            // The sender is ours, so this only ends with a change.
-            let _ = states.changed().await;
+            changed.await;
         }
     }
 
@@ -158,20 +157,19 @@ impl Link {
 
     /// Waits until there is a connection, however long that takes.
     pub(crate) async fn up(self: &Arc<Self>) {
-        let mut states = self.state.subscribe();
         loop {
             self.connect_if_idle();
-            if matches!(&*states.borrow_and_update(), State::Up(_))
-                || states.changed().await.is_err()
-            {
+            let changed = self.state.changed();
+            if self.is_up() {
                 return;
             }
+            changed.await;
         }
     }
 
     /// The connection as its master knows it, if it has ended or ends with that runtime, and so is not used any more.
     pub(crate) fn orphan(&self, gone: Option<runtime::Id>) -> Option<Identity> {
-        self.state.send_if_modified(|state| {
+        self.state.modify(|state| {
             let ends = matches!(state, State::Up(live) if Some(live.runtime) == gone);
             if ends {
                 *state = State::Idle;
@@ -282,7 +280,7 @@ impl Link {
 
     /// Goes on to the next state if the state is such a one, in one step; tells whether it was.
     fn change(&self, condition: impl FnOnce(&State) -> bool, next: State) -> bool {
-        self.state.send_if_modified(|state| {
+        self.state.modify(|state| {
             let changes = condition(state);
             if changes {
                 *state = next;
@@ -329,7 +327,7 @@ impl Link {
         let serial = self.attempted.load(Ordering::Relaxed);
         self.refusing.store(false, Ordering::Relaxed);
         self.heard();
-        self.state.send_replace(State::Up(Live {
+        self.state.set(State::Up(Live {
             wire,
             serial,
             runtime,
@@ -395,11 +393,8 @@ impl Mender {
                 return;
             };
             link.report(&error);
-            link.state.send_modify(|state| {
-                if !matches!(state, State::Hung(_)) {
-                    *state = State::Down(error);
-                }
-            });
+            // A connection that hangs is kept, since what undoes goes there.
+            link.change(|state| !matches!(state, State::Hung(_)), State::Down(error));
             // An attempt that took long was pause enough.
             sleep(pause.saturating_sub(started.elapsed())).await;
             pause = (pause * 2).min(MAX_PAUSE);
@@ -421,6 +416,7 @@ impl Mender {
             }
         });
         let revived = tokio::select! {
+            biased;
             revived = revives(&hung) => revived,
             () = &mut another => return,
         };
@@ -444,7 +440,7 @@ impl Mender {
     fn is_unwanted(&self) -> bool {
         let link = &self.link;
         let unasked = link.since(&link.wanted) > UNWANTED || Arc::strong_count(link) == 1;
-        unasked && link.state.receiver_count() == 0
+        unasked && !link.state.is_watched()
     }
 }
 

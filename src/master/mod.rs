@@ -3,6 +3,7 @@
 mod link;
 mod request;
 mod source;
+mod watched;
 mod wire;
 
 use std::fmt;

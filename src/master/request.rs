@@ -269,4 +269,24 @@ mod tests {
             );
         }
     }
+
+    proptest::proptest! {
+        /// Of all that can be read off a wire, only the one right answer to a request is a yes.
+        #[test]
+        fn no_bytes_make_a_vote_by_chance(
+            kind in "[-+:$*_#,(=%~>|!]",
+            line in "(OK|[012]|-1|[ -~]{0,9})",
+            rest: Vec<u8>,
+        ) {
+            let mut bytes = format!("{kind}{line}\r\n").into_bytes();
+            bytes.extend(rest);
+            let Ok(reply) = redis::parse_redis_value(&bytes) else { return Ok(()) };
+            let _ = read_state(&reply);
+            let right = [Reply::Okay, Reply::Int(1), Reply::Int(1)];
+            for (request, right) in requests().iter().zip(right) {
+                let granted = matches!(request.read(&reply), Vote::Granted);
+                assert_eq!(granted, reply == right, "{reply:?}");
+            }
+        }
+    }
 }

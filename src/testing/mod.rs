@@ -1,0 +1,159 @@
+//! Masters that live in memory, with faults at the test's command: no Redis, no sockets, and a paused Tokio clock
+//! works.
+//!
+//! A [`Redlock`](crate::Redlock) over them behaves as over real ones, since only the connection is another one: the
+//! masters execute the same commands and scripts, and a test suite of this crate compares them with a real server.
+//! Everything follows from the seed of [`Masters`] and the order of calls, so on a current-thread runtime with a
+//! paused clock a test runs the same way every time.
+//!
+//! # What a master can be told
+//!
+//! | fault | how |
+//! | --- | --- |
+//! | slow network | [`Master::delay_requests`], [`Master::delay_answers`] |
+//! | a request that is lost, or its answer | [`Master::meet`] with [`Fault::LoseRequest`], [`Fault::LoseAnswer`] |
+//! | an error, or nonsense, instead of an answer | [`Master::meet`] with [`Fault::Error`], [`Fault::Answer`] |
+//! | hangs | [`Master::hang`], until [`Master::resume`] |
+//! | is down, comes back empty | [`Master::stop`], [`Master::restart`] |
+//! | its clock is wrong | [`Master::run_clock`] |
+//! | a key is gone | [`Master::lose_key`] |
+//!
+//! # In production
+//!
+//! The module exists only with the feature `test-util`, which is off by default and belongs into
+//! `[dev-dependencies]`: there it is on in tests, and nothing of it is compiled elsewhere. Should it be on all the
+//! same, it changes nothing: a client has masters in memory only by
+//! [`RedlockBuilder::testing`](crate::RedlockBuilder::testing), and that logs a warning.
+//!
+//! # Limits
+//!
+//! - Redlock excludes as long as masters keep their keys until the ttl is over, and clocks run apart by no more than
+//!   the [drift](crate::RedlockBuilder::drift_factor). Masters in memory can be told to break both: after a
+//!   [`restart`](Master::restart) within the ttl, or with [`run_clock(2.0)`](Master::run_clock), there can be two
+//!   holders. The simulation in the tests of this crate finds both cases, and none without.
+//! - Their connections open themselves again. How the crate opens and closes its own, be it over TCP or TLS, is not
+//!   tested by them.
+//! - They know the commands and scripts of this crate, and of any others only those that
+//!   [`connect`](Master::connect) lists.
+//!
+//! # Examples
+//!
+//! A service that must stop when it loses its lock, and does:
+//!
+//! ```
+//! use std::time::Duration;
+//! use tokio_redlock::testing::Masters;
+//! use tokio_redlock::{KeepAlive, Redlock};
+//!
+//! /// Works under a lock, and says why it had to stop.
+//! async fn serve(dlm: Redlock) -> String {
+//!     let ttl = Duration::from_secs(10);
+//!     let lock = dlm.lock("leader", ttl).keep_alive(KeepAlive::new());
+//!     let leads = lock.run(async |_guard| std::future::pending::<()>().await);
+//!     leads.await.unwrap_err().to_string()
+//! }
+//!
+//! #[tokio::main(flavor = "current_thread")]
+//! async fn main() {
+//!     tokio::time::pause();
+//!     let masters = Masters::new(3);
+//!     let client = || Redlock::builder().testing(&masters).build().unwrap();
+//!     let service = tokio::spawn(serve(client()));
+//!
+//!     tokio::time::sleep(Duration::from_secs(60)).await;
+//!     assert!(!service.is_finished());
+//!
+//!     masters[0].hang();
+//!     masters[1].hang();
+//!     assert_eq!(service.await.unwrap(), "lock on \"leader\" is lost: its validity is over");
+//!
+//!     masters[0].resume();
+//!     masters[1].resume();
+//!     let next = client().lock("leader", Duration::from_secs(10)).await.unwrap();
+//!     assert!(next.is_valid());
+//! }
+//! ```
+
+mod connection;
+mod fault;
+mod master;
+mod script;
+mod store;
+
+use std::ops::{Deref, RangeInclusive};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+pub use self::connection::Connection;
+pub use self::fault::Fault;
+pub use self::master::Master;
+
+/// Masters in memory, for one test: a slice of [`Master`], and the seed of everything random.
+///
+/// Clones are the same masters.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tokio_redlock::{Redlock, testing::Masters};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let masters = Masters::new(3);
+/// let dlm = Redlock::builder().testing(&masters).build()?;
+/// let guard = dlm.try_lock("invoice:42", Duration::from_secs(30)).await?;
+/// assert_eq!(masters[0].keys(), [b"invoice:42"]);
+/// guard.release().await?;
+/// assert!(masters[0].keys().is_empty());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Masters {
+    masters: Arc<[Master]>,
+    seeds: Arc<Mutex<StdRng>>,
+}
+
+impl Masters {
+    /// So many masters, empty and in order, with the seed 0.
+    #[must_use]
+    pub fn new(count: usize) -> Self {
+        Self::with_seed(count, 0)
+    }
+
+    /// The same with another seed: other values, other retry delays, other delays within their ranges.
+    #[must_use]
+    pub fn with_seed(count: usize, seed: u64) -> Self {
+        let mut seeds = StdRng::seed_from_u64(seed);
+        Self {
+            masters: (0..count).map(|_| Master::new(seeds.next_u64())).collect(),
+            seeds: Arc::new(Mutex::new(seeds)),
+        }
+    }
+
+    /// Sets the delays of all masters, see [`Master::delay_requests`] and [`Master::delay_answers`].
+    pub fn delay(&self, each_way: RangeInclusive<Duration>) {
+        for master in self.iter() {
+            master.delay_requests(each_way.clone());
+            master.delay_answers(each_way.clone());
+        }
+    }
+
+    /// A seed for the next client.
+    pub(crate) fn draw_seed(&self) -> u64 {
+        let mut seeds = self.seeds.lock().unwrap_or_else(PoisonError::into_inner);
+        seeds.next_u64()
+    }
+}
+
+impl Deref for Masters {
+    type Target = [Master];
+
+    fn deref(&self) -> &[Master] {
+        &self.masters
+    }
+}
