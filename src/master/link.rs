@@ -131,19 +131,16 @@ impl Link {
         if let State::Up(live) = &*self.state.borrow() {
             return Ok(live.clone());
         }
-        let look = || {
-            self.connect_if_idle();
-            match &*self.state.borrow() {
-                State::Up(live) => Some(Ok(live.clone())),
-                State::Hung(_) => Some(Err(MasterError::Hung(self.silence()))),
-                State::Down(error) => Some(Err(error.clone())),
-                State::Connecting { since } if since.elapsed() > patience => {
-                    Some(Err(MasterError::TimedOut(patience)))
-                }
-                State::Connecting { .. } | State::Idle => None,
+        let look = |state: &State| match state {
+            State::Up(live) => Some(Ok(live.clone())),
+            State::Hung(_) => Some(Err(MasterError::Hung(self.silence()))),
+            State::Down(error) => Some(Err(error.clone())),
+            State::Connecting { since } if since.elapsed() > patience => {
+                Some(Err(MasterError::TimedOut(patience)))
             }
+            State::Connecting { .. } | State::Idle => None,
         };
-        self.state.wait_for(look).await
+        self.state.wait_for(|| self.connect_if_idle(), look).await
     }
 
     /// The connection for what undoes something, also one that hangs: there it is executed behind what it undoes,
@@ -160,11 +157,8 @@ impl Link {
 
     /// Waits until there is a connection, however long that takes.
     pub(crate) async fn up(self: &Arc<Self>) {
-        let look = || {
-            self.connect_if_idle();
-            matches!(&*self.state.borrow(), State::Up(_)).then_some(())
-        };
-        self.state.wait_for(look).await;
+        let look = |state: &State| matches!(state, State::Up(_)).then_some(());
+        self.state.wait_for(|| self.connect_if_idle(), look).await;
     }
 
     /// The connection as its master knows it, if it has ended or ends with that runtime, and so is not used any more.
