@@ -127,20 +127,16 @@ impl Link {
         if let State::Up(live) = &*self.state.borrow() {
             return Ok(live.clone());
         }
-        loop {
-            self.connect_if_idle();
-            let changed = self.state.changed();
-            match &*self.state.borrow() {
-                State::Up(live) => return Ok(live.clone()),
-                State::Hung(_) => return Err(MasterError::Hung(self.silence())),
-                State::Down(error) => return Err(error.clone()),
-                State::Connecting { since } if since.elapsed() > patience => {
-                    return Err(MasterError::TimedOut(patience));
-                }
-                State::Connecting { .. } | State::Idle => {}
+        let look = |state: &State| match state {
+            State::Up(live) => Some(Ok(live.clone())),
+            State::Hung(_) => Some(Err(MasterError::Hung(self.silence()))),
+            State::Down(error) => Some(Err(error.clone())),
+            State::Connecting { since } if since.elapsed() > patience => {
+                Some(Err(MasterError::TimedOut(patience)))
             }
-            changed.await;
-        }
+            State::Connecting { .. } | State::Idle => None,
+        };
+        self.state.wait_for(|| self.connect_if_idle(), look).await
     }
 
     /// The connection for what undoes something, also one that hangs: there it is executed behind what it undoes,
@@ -157,14 +153,8 @@ impl Link {
 
     /// Waits until there is a connection, however long that takes.
     pub(crate) async fn up(self: &Arc<Self>) {
-        loop {
-            self.connect_if_idle();
-            let changed = self.state.changed();
-            if self.is_up() {
-                return;
-            }
-            changed.await;
-        }
+        let look = |state: &State| matches!(state, State::Up(_)).then_some(());
+        self.state.wait_for(|| self.connect_if_idle(), look).await;
     }
 
     /// The connection as its master knows it, if it has ended or ends with that runtime, and so is not used any more.

@@ -43,12 +43,18 @@ impl<T> Watched<T> {
         });
     }
 
-    /// Waits for the next change from here on.
-    pub(super) fn changed(&self) -> impl Future<Output = ()> + use<'_, T> {
-        let watcher = Watcher::new(&self.watchers);
-        let changed = self.changed.notified();
-        async move {
-            let _watcher = watcher;
+    /// Waits until a look, now or after any change, gives a result. `before` comes before every look, which sees
+    /// what that has changed: it wakes others, but not this one.
+    pub(super) async fn wait_for<R>(&self, before: impl Fn(), look: impl Fn(&T) -> Option<R>) -> R {
+        let _watcher = Watcher::new(&self.watchers);
+        loop {
+            before();
+            // From here on no change is missed.
+            let changed = self.changed.notified();
+            let seen = look(&self.borrow());
+            if let Some(result) = seen {
+                return result;
+            }
             changed.await;
         }
     }
@@ -71,5 +77,44 @@ impl<'a> Watcher<'a> {
 impl Drop for Watcher<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+
+    use futures::FutureExt;
+
+    use super::*;
+
+    /// Else it would never rest where what it begins ends at once, as tasks do on a runtime that shuts down.
+    #[test]
+    fn nobody_wakes_himself() {
+        let (watched, looks) = (Watched::new(0), Cell::new(0));
+        let look = |_: &i32| {
+            looks.set(looks.get() + 1);
+            None::<()>
+        };
+        let waits = watched.wait_for(|| watched.set(1), look);
+        assert_eq!(waits.now_or_never(), None);
+        assert_eq!(looks.get(), 1);
+        assert!(!watched.is_watched());
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_are_woken_in_the_order_in_which_they_came() {
+        let (watched, woken) = (Watched::new(false), RefCell::new(Vec::new()));
+        let waits = (0..20).map(async |place| {
+            let set = |set: &bool| set.then_some(());
+            watched.wait_for(|| (), set).await;
+            woken.borrow_mut().push(place);
+        });
+        let set = async {
+            assert!(watched.is_watched());
+            watched.set(true);
+        };
+        futures::join!(futures::future::join_all(waits), set);
+        assert!(woken.into_inner().into_iter().eq(0..20));
     }
 }
