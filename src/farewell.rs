@@ -104,30 +104,39 @@ impl Farewell {
         } = wish;
         let undone = masters.into_iter().map(|place| {
             let connection = connections[place].take();
-            self.undo(place, connection, &request)
+            self.undo(place, connection, request.clone())
         });
         granted(join_all(undone).await.into_iter().all(|undone| undone));
     }
 
     /// Asks one master to delete the key, once a connection has been closed there. Tells whether it has answered.
-    async fn undo(&self, place: usize, connection: Option<Identity>, request: &Request) -> bool {
-        let master = self.masters.get(place);
-        let undone = async {
+    async fn undo(
+        self: &Arc<Self>,
+        place: usize,
+        connection: Option<Identity>,
+        request: Request,
+    ) -> bool {
+        let farewell = Arc::clone(self);
+        // On its own, so that it goes on when nobody waits any more.
+        let undone = tokio::spawn(async move {
+            let master = farewell.masters.get(place);
             if let Some(connection) = connection {
                 master.close(connection, PATIENCE).await;
             }
-            let vote = master.ask(request.clone(), Step::Undo, PATIENCE);
-            vote.await.is_settled()
-        };
+            let vote = master.ask(request, Step::Undo, PATIENCE).await;
+            farewell.hopeless[place].store(false, Ordering::Relaxed);
+            vote.is_settled()
+        });
         let hopeless = &self.hopeless[place];
-        // Not waited for, it is asked all the same.
         let patience = if hopeless.load(Ordering::Relaxed) {
             Duration::ZERO
         } else {
             PATIENCE
         };
-        let undone = timeout(patience, undone).await;
-        hopeless.store(undone.is_err(), Ordering::Relaxed);
+        let Ok(undone) = timeout(patience, undone).await else {
+            hopeless.store(true, Ordering::Relaxed);
+            return false;
+        };
         undone.unwrap_or(false)
     }
 
