@@ -108,7 +108,10 @@ async fn hold(guard: LockGuard, from: Duration) {
         }
         trusted_until = trusted_until.max(trust(&guard));
     }
-    // The time first: what is valid after it was so then.
+    let Some(trusted_until) = trusted_until else {
+        // Over before it got here: this process was frozen.
+        return say(&Report::Lost);
+    };
     let now = clock::now();
     let until = if guard.is_valid() {
         now
@@ -129,10 +132,12 @@ async fn hold(guard: LockGuard, from: Duration) {
     }
 }
 
-/// Until when the holder may trust the lock, or a little less.
-fn trust(guard: &LockGuard) -> Duration {
+/// Until when the holder may trust the lock, or a little less; `None` if it may not any more.
+fn trust(guard: &LockGuard) -> Option<Duration> {
+    // The time first: what is valid after it was so then.
     let now = clock::now();
-    now + guard.validity()
+    let validity = guard.validity();
+    (!validity.is_zero()).then_some(now + validity)
 }
 
 fn fresh() -> String {
