@@ -7,9 +7,10 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio::runtime;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::master::{Identity, Request};
+use crate::master::{Identity, Master, Request};
 use crate::masters::Masters;
 use crate::trail::Step;
 
@@ -29,7 +30,7 @@ pub(crate) struct Farewell {
 pub(crate) struct Wish {
     pub(crate) request: Request,
     /// The places of the masters that may hold the key.
-    pub(crate) masters: Vec<usize>,
+    pub(crate) places: Vec<usize>,
     /// Those connections that are gone with their runtime: closed first, so that nothing under way there comes after.
     pub(crate) connections: Vec<Option<Identity>>,
     /// Is told whether all of the masters have answered.
@@ -58,9 +59,13 @@ impl Farewell {
                 .spawn(move || farewell.serve(received));
             wishes
         });
-        if wishes.send(wish).is_err() {
+        let sent = wishes.send(wish);
+        if sent.is_err() {
             *thread = None;
         }
+        // Not before: dropping a wish tells those who made it.
+        drop(thread);
+        drop(sent);
     }
 
     fn serve(self: Arc<Self>, mut wishes: UnboundedReceiver<Wish>) {
@@ -72,10 +77,15 @@ impl Farewell {
             *self.lock() = None;
             return;
         };
+        // Not those of an earlier thread, whose runtime is ending.
+        let masters = self.masters.siblings();
         runtime.block_on(async {
+            let mut grants = JoinSet::new();
             while let Some(wish) = self.next(&mut wishes).await {
-                tokio::spawn(Arc::clone(&self).grant(wish));
+                grants.spawn(Arc::clone(&self).grant(masters.clone(), wish));
+                while grants.try_join_next().is_some() {}
             }
+            grants.join_all().await;
         });
     }
 
@@ -95,16 +105,16 @@ impl Farewell {
         wish
     }
 
-    async fn grant(self: Arc<Self>, wish: Wish) {
+    async fn grant(self: Arc<Self>, masters: Masters, wish: Wish) {
         let Wish {
             request,
-            masters,
+            places,
             mut connections,
             granted,
         } = wish;
-        let undone = masters.into_iter().map(|place| {
-            let connection = connections[place].take();
-            self.undo(place, connection, request.clone())
+        let undone = places.into_iter().map(|place| {
+            let (master, connection) = (masters.get(place), connections[place].take());
+            self.undo(place, master, connection, request.clone())
         });
         granted(join_all(undone).await.into_iter().all(|undone| undone));
     }
@@ -113,13 +123,13 @@ impl Farewell {
     async fn undo(
         self: &Arc<Self>,
         place: usize,
+        master: Master,
         connection: Option<Identity>,
         request: Request,
     ) -> bool {
         let farewell = Arc::clone(self);
         // On its own, so that it goes on when nobody waits any more.
         let undone = tokio::spawn(async move {
-            let master = farewell.masters.get(place);
             if let Some(connection) = connection {
                 master.close(connection, PATIENCE).await;
             }

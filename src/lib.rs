@@ -65,7 +65,7 @@
 //!
 //! - `tls-rustls`: `rediss://` masters over rustls. Brings a crypto provider.
 //! - `tls-native-tls`: `rediss://` masters over the TLS library of the operating system.
-//! - `test-util`: the module `testing`. Belongs into `[dev-dependencies]`; changes nothing by itself.
+//! - `test-util`: the module `testing`. Belongs in `[dev-dependencies]`; changes nothing by itself.
 //!
 //! None is on by default.
 

@@ -1,7 +1,7 @@
 //! Releasing: a compare-and-delete on every master that may hold the key, followed until it is answered or the
 //! key is gone, whoever waits for it and whatever becomes of them.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::mem;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,51 +24,75 @@ use crate::quorum::Verdict;
 pub(crate) struct Releases(Arc<Inner>);
 
 struct Inner {
-    under_way: watch::Sender<usize>,
-    /// Those that were given up, as far as nobody has been told yet.
-    failed: AtomicUsize,
+    count: watch::Sender<Count>,
     farewell: Arc<Farewell>,
+}
+
+#[derive(Default)]
+struct Count {
+    under_way: usize,
+    /// Those that have ended unconfirmed, as far as nobody has been told yet.
+    unconfirmed: usize,
 }
 
 impl Releases {
     pub(crate) fn new(masters: &Masters) -> Self {
         Self(Arc::new(Inner {
-            under_way: watch::Sender::new(0),
-            failed: AtomicUsize::new(0),
-            farewell: Farewell::new(masters.siblings()),
+            count: watch::Sender::default(),
+            farewell: Farewell::new(masters.clone()),
         }))
     }
 
     /// Waits until none is under way, at most for `within`, and tells how many are not confirmed.
     pub(crate) async fn done(&self, within: Duration) -> usize {
-        let mut under_way = self.0.under_way.subscribe();
-        let done = under_way.wait_for(|&count| count == 0);
-        let left = match timeout(within, done).await {
-            Ok(_) => 0,
-            Err(_) => *self.0.under_way.borrow(),
-        };
-        left + self.0.failed.swap(0, Ordering::Relaxed)
+        let mut count = self.0.count.subscribe();
+        // In time or not: then these are what is left.
+        let _ = timeout(within, count.wait_for(|count| count.under_way == 0)).await;
+        let mut left = 0;
+        self.0.count.send_if_modified(|count| {
+            left = count.under_way + mem::take(&mut count.unconfirmed);
+            false
+        });
+        left
     }
 
-    fn begin(&self) -> Ticket {
-        self.0.under_way.send_modify(|count| *count += 1);
-        Ticket(self.clone())
+    fn begin(&self, key: &Key) -> Ticket {
+        self.0.count.send_modify(|count| count.under_way += 1);
+        Ticket {
+            releases: self.clone(),
+            key: key.clone(),
+            complaint: Some("its runtime or its thread has ended"),
+        }
     }
 }
 
 /// A release under way, counted as long as this exists.
-struct Ticket(Releases);
+struct Ticket {
+    releases: Releases,
+    key: Key,
+    /// Why it is not confirmed, should it end now; `None` if it is.
+    complaint: Option<&'static str>,
+}
 
 impl Ticket {
-    fn give_up(&self, key: &Key, reason: &str) {
-        self.0.0.failed.fetch_add(1, Ordering::Relaxed);
-        warn_unconfirmed(key, reason);
+    fn settle(&mut self) {
+        self.complaint = None;
+    }
+
+    fn farewell(&self) -> Arc<Farewell> {
+        Arc::clone(&self.releases.0.farewell)
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.0.0.under_way.send_modify(|count| *count -= 1);
+        if let Some(reason) = self.complaint {
+            warn_unconfirmed(&self.key, reason);
+        }
+        self.releases.0.count.send_modify(|count| {
+            count.under_way -= 1;
+            count.unconfirmed += usize::from(self.complaint.is_some());
+        });
     }
 }
 
@@ -100,7 +124,7 @@ impl Release {
     /// Hands the compare-and-delete to every master that may hold the key, here and now: whatever the same
     /// client asks of a master next comes after it.
     pub(crate) fn begin(task: Task, releases: &Releases) -> Self {
-        let ticket = releases.begin();
+        let ticket = releases.begin(&task.key);
         let mut round = task.masters.undo(&task.request, &task.held, task.patience);
         // Not while the thread is being taken down: then there is no entering a runtime any more.
         if !is_thread_ending() {
@@ -131,8 +155,11 @@ impl Release {
 
 impl Drop for Release {
     fn drop(&mut self) {
-        let Some(undo) = self.0.take() else { return };
+        let Some(mut undo) = self.0.take() else {
+            return;
+        };
         if undo.round.unsettled().is_empty() {
+            undo.ticket.settle();
             return;
         }
         if is_thread_ending() {
@@ -175,21 +202,34 @@ impl Drop for Unattended {
     }
 }
 
+/// A release in the background that is finished beside its runtime too, until that one takes it.
+struct Untaken(Arc<Mutex<Option<Undo>>>);
+
+impl Untaken {
+    async fn run(self) {
+        Unattended(take(&self.0)).run().await;
+    }
+}
+
+impl Drop for Untaken {
+    fn drop(&mut self) {
+        drop(Unattended(take(&self.0)));
+    }
+}
+
 impl Undo {
-    /// Finishes it without its runtime, if there is one that is gone.
+    /// Finishes it without its runtime. If that has shut down, `gone`, its connections are closed first.
     fn finish_elsewhere(self, gone: Option<runtime::Id>) {
         let Self {
             task,
             round,
-            ticket,
+            mut ticket,
         } = self;
         let unsettled = round.unsettled();
         drop(round);
-        let key = task.key.clone();
-        let farewell = Arc::clone(&ticket.0.0.farewell);
-        bid(&farewell, &task, unsettled, gone, move |granted| {
-            if !granted {
-                ticket.give_up(&key, "its runtime has shut down");
+        bid(&ticket.farewell(), &task, unsettled, gone, move |granted| {
+            if granted {
+                ticket.settle();
             }
         });
     }
@@ -197,19 +237,12 @@ impl Undo {
     /// Finishes it without its runtime, which may never run again; and within it, should it run before that is done.
     fn finish_here_or_elsewhere(self, own: &Handle) {
         let (task, unsettled) = (self.task.clone(), self.round.unsettled());
-        let farewell = Arc::clone(&self.ticket.0.0.farewell);
-        let unfinished = Arc::new(Mutex::new(Some(self)));
-        let taken = Arc::clone(&unfinished);
-        own.spawn(async move {
-            let undo = take(&taken);
-            Unattended(undo).run().await;
-        });
+        let farewell = self.ticket.farewell();
+        let slot = Arc::new(Mutex::new(Some(self)));
+        own.spawn(Untaken(Arc::clone(&slot)).run());
         bid(&farewell, &task, unsettled, None, move |granted| {
-            if granted {
-                drop(take(&unfinished));
-            } else if let Some(undo) = Arc::into_inner(unfinished).and_then(|slot| take(&slot)) {
-                undo.ticket
-                    .give_up(&undo.task.key, "its runtime has shut down");
+            if granted && let Some(mut undo) = take(&slot) {
+                undo.ticket.settle();
             }
         });
     }
@@ -223,6 +256,7 @@ impl Undo {
         round.ended(task.patience).await;
         let unsettled = round.unsettled();
         if unsettled.is_empty() {
+            ticket.settle();
             return;
         }
         let asked = unsettled.into_iter().map(|place| {
@@ -230,13 +264,15 @@ impl Undo {
             master.ask_until_answered(task.request.clone())
         });
         let left = task.clock.now().until(task.gone);
-        match timeout(left, join_all(asked)).await {
-            Ok(votes) if votes.iter().all(Vote::is_settled) => {}
-            Ok(_) => {
-                ticket.give_up(&task.key, "a master refused it");
+        ticket.complaint = match timeout(left, join_all(asked)).await {
+            Ok(votes) if votes.iter().all(Vote::is_settled) => None,
+            Ok(_) => Some("a master refused it"),
+            Err(_) => {
+                // The key is gone: nothing is left that could be confirmed.
+                warn_unconfirmed(&task.key, "a master did not answer until the ttl was over");
+                None
             }
-            Err(_) => warn_unconfirmed(&task.key, "a master did not answer until the ttl was over"),
-        }
+        };
     }
 }
 
@@ -256,7 +292,7 @@ fn bid(
     let (finished, wait) = sync_channel(1);
     farewell.send(Wish {
         request: task.request.clone(),
-        masters: unsettled,
+        places: unsettled,
         connections: task.masters.orphans(gone),
         granted: Box::new(move |is_granted| {
             granted(is_granted);

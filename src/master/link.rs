@@ -103,9 +103,7 @@ impl Link {
             refusing: AtomicBool::new(false),
         }
     }
-}
 
-impl Link {
     pub(crate) fn address(&self) -> &Address {
         &self.address
     }
@@ -239,7 +237,7 @@ impl Link {
         else {
             return;
         };
-        if now.saturating_sub(since) > millis(self.silence() - self.doubt())
+        if now.saturating_sub(since) > millis(SILENCE)
             && !self.probing.swap(true, Ordering::Relaxed)
         {
             tokio::spawn(Prober::new(self).run(live.clone()));

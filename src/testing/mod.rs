@@ -20,7 +20,7 @@
 //!
 //! # In production
 //!
-//! The module exists only with the feature `test-util`, which is off by default and belongs into
+//! The module exists only with the feature `test-util`, which is off by default and belongs in
 //! `[dev-dependencies]`: there it is on in tests, and nothing of it is compiled elsewhere. Should it be on all the
 //! same, it changes nothing: a client has masters in memory only by
 //! [`RedlockBuilder::testing`](crate::RedlockBuilder::testing), and that logs a warning.
