@@ -5,13 +5,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::stream::{self, StreamExt};
-use redis::Value as Reply;
+use redis::aio::ConnectionLike;
+use redis::{Arg, Cmd, Pipeline, RedisFuture, Value as Reply};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
-use tokio_redlock::testing::{Fault, Masters};
+use tokio_redlock::testing::{Connection, Fault, Masters};
 use tokio_redlock::{
     Ballots, ExtendError, LockError, Redlock, RedlockBuilder, ReleaseError, RetryPolicy, Vote,
     redis,
@@ -267,6 +270,64 @@ async fn nonsense_from_a_connection_that_was_given_is_no_vote() {
                 .by_ref()
                 .take(2)
                 .all(|vote| matches!(vote, Vote::Failed(_)))
+        );
+    }
+}
+
+/// Has no room for a SET at first, and for everything else.
+#[derive(Clone)]
+struct Crowded(Connection);
+
+impl ConnectionLike for Crowded {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Reply> {
+        let is_set = command.args_iter().next() == Some(Arg::Simple(b"SET"));
+        Box::pin(async move {
+            if is_set {
+                for _ in 0..10 {
+                    yield_now().await;
+                }
+            }
+            self.0.req_packed_command(command).await
+        })
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Reply>> {
+        self.0.req_packed_commands(pipeline, offset, count)
+    }
+
+    fn get_db(&self) -> i64 {
+        self.0.get_db()
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_lets_requests_pass_each_other_leaves_nothing() {
+    let masters = Masters::new(3);
+    let connections = masters.iter().map(|master| Crowded(master.connect()));
+    let builder = connections.fold(Redlock::builder(), |builder, connection| {
+        builder.connection(connection)
+    });
+    let dlm = builder.build().expect("three masters");
+    drop(dlm.lock("warm", TTL).await.expect("granted"));
+    assert_eq!(dlm.shutdown(TTL).await, 0);
+    for polls in 1..30 {
+        let mut lock = dlm.lock("r", TTL).into_future();
+        for _ in 0..polls {
+            if (&mut lock).now_or_never().is_some() {
+                break;
+            }
+            yield_now().await;
+        }
+        drop(lock);
+        assert_eq!(dlm.shutdown(TTL).await, 0);
+        assert!(
+            masters.iter().all(|master| master.keys().is_empty()),
+            "{polls}"
         );
     }
 }

@@ -3,12 +3,14 @@
 //! The order is what the lock stands on: a compare-and-delete must never overtake the SET that it undoes. So a
 //! request is handed over for good by the first poll of [`Wire::send`], whatever becomes of the future after.
 
+use std::collections::VecDeque;
+use std::collections::hash_map::{Entry, HashMap};
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{Cmd, RedisError, RedisResult, Value as Reply};
+use redis::{Arg, Cmd, RedisError, RedisResult, Value as Reply};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::coop::unconstrained;
 
@@ -102,22 +104,58 @@ fn runtime_gone() -> RedisError {
     .into()
 }
 
-/// Hands requests to a connection that the user gave us, in the order in which they came, and the replies back.
-/// Every request is followed to its end, whether or not somebody still waits for it.
+/// Hands requests to a connection that the user gave us, and the replies back. Every request is followed to its end,
+/// whether or not somebody still waits for it.
+///
+/// Those with the same key come one after the other, each when the one before is answered: a connection that has no
+/// room for more may let a later request pass an earlier one, and none may pass the SET that it undoes.
 async fn deliver(connection: Arc<dyn Given>, mut requests: mpsc::UnboundedReceiver<Envelope>) {
+    // What came after the request that is under way, for each key.
+    let mut waiting: HashMap<Vec<u8>, VecDeque<Envelope>> = HashMap::new();
     let mut under_way = FuturesUnordered::new();
+    let deliver = |Envelope { command, reply }| {
+        let answer = connection.request(Arc::clone(&command));
+        unconstrained(async move {
+            drop(reply.send(answer.await));
+            command
+        })
+    };
     loop {
         tokio::select! {
             biased;
-            envelope = requests.recv() => match envelope {
-                Some(Envelope { command, reply }) => {
-                    let answer = connection.request(command);
-                    under_way.push(unconstrained(async move { drop(reply.send(answer.await)) }));
+            Some(envelope) = requests.recv() => {
+                match key(&envelope.command).map(|key| waiting.entry(key.to_vec())) {
+                    Some(Entry::Occupied(mut same)) => same.get_mut().push_back(envelope),
+                    Some(Entry::Vacant(first)) => {
+                        first.insert(VecDeque::new());
+                        under_way.push(deliver(envelope));
+                    }
+                    None => under_way.push(deliver(envelope)),
                 }
-                None => break,
-            },
-            Some(()) = under_way.next() => {}
+            }
+            Some(command) = under_way.next() => {
+                let Some(key) = key(&command) else { continue };
+                match waiting.get_mut(key).and_then(VecDeque::pop_front) {
+                    Some(next) => under_way.push(deliver(next)),
+                    None => drop(waiting.remove(key)),
+                }
+            }
+            else => break,
         }
     }
-    while under_way.next().await.is_some() {}
+}
+
+/// The key that a request is about.
+fn key(command: &Cmd) -> Option<&[u8]> {
+    let mut arguments = command.args_iter();
+    let place = match arguments.next()? {
+        Arg::Simple(b"SET") => 0,
+        // After the script and the number of keys.
+        Arg::Simple(b"EVALSHA" | b"EVAL") => 2,
+        _ => return None,
+    };
+    match arguments.nth(place)? {
+        Arg::Simple(key) => Some(key),
+        _ => None,
+    }
 }
