@@ -261,7 +261,7 @@ impl Redlock {
 
     /// Waits until every release under way is confirmed by every master that may hold the key, those from drops
     /// and cancelled attempts too; at most for `timeout`. Tells how many were not: their keys go with their
-    /// ttl.
+    /// ttl. What has been given up is told of once.
     ///
     /// Call it last, when the guards are dropped: the process can then end without leaving anything behind. The
     /// client can be used after it.

@@ -192,3 +192,24 @@ async fn a_key_that_has_expired_on_a_dead_master_is_not_waited_for() {
     assert_eq!(timeout(LONG, dlm.shutdown(LONG * 10)).await, Ok(0));
     assert!(is_empty(&servers[1..]));
 }
+
+#[test]
+fn a_release_that_no_runtime_finishes_is_told_of_once() {
+    let servers = Server::many::<3>();
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().expect("a runtime")
+    };
+    let (own, dlm) = (runtime(), direct(&servers));
+    let [guard] = own.block_on(locks(&dlm, &servers));
+    servers[0].freeze();
+    // Outside of its runtime, which has the release in its queue and never looks at it.
+    drop(guard);
+    // Until it has been given up elsewhere.
+    std::thread::sleep(Duration::from_millis(100));
+    drop(own);
+    let shutdown = || runtime().block_on(dlm.shutdown(Duration::from_secs(1)));
+    assert_eq!(shutdown(), 1);
+    assert_eq!(shutdown(), 0);
+    servers[0].thaw();
+}
