@@ -6,7 +6,6 @@ use std::cell::RefCell;
 use std::future::{IntoFuture, pending};
 use std::pin::pin;
 use std::process::{self, Command};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, mpsc};
 use std::time::{Duration, Instant};
 use std::{array, env, thread};
@@ -482,30 +481,20 @@ fn a_late_set_is_undone_after_a_drop_by_a_thread_that_ends() {
 #[test]
 fn the_end_of_a_runtime_fails_no_call_in_another_one() {
     let servers = Server::many::<3>();
-    let (dlm, over) = (client(&servers), Arc::new(AtomicBool::new(false)));
-    let jobs: [_; 3] = array::from_fn(|_| {
+    let dlm = client(&servers);
+    // Each call has a runtime of its own, so whichever opens a connection ends soon.
+    let threads: [_; 3] = array::from_fn(|_| {
         let dlm = dlm.clone();
         thread::spawn(move || {
-            let runtimes = [current_thread, multi_thread].into_iter().cycle().take(50);
+            let runtimes = [current_thread, multi_thread].into_iter().cycle().take(30);
             let failed = runtimes.filter_map(|runtime| runtime().block_on(cycle(&dlm)).err());
             failed.collect::<Vec<_>>()
         })
     });
-    let service = multi_thread();
-    let (served, is_over) = (dlm.clone(), Arc::clone(&over));
-    let serving = service.spawn(async move {
-        let mut failed = Vec::new();
-        while !is_over.load(Ordering::SeqCst) {
-            failed.extend(cycle(&served).await.err());
-        }
-        failed
-    });
-    let failed_in_jobs = jobs.map(|job| job.join().expect("no panic")).concat();
-    over.store(true, Ordering::SeqCst);
-    let failed_in_service = service.block_on(serving).expect("no panic");
-    let counts = (failed_in_jobs.len(), failed_in_service.len());
-    let first = failed_in_jobs.first().or(failed_in_service.first());
-    assert_eq!(counts, (0, 0), "{first:?}");
+    let failed = threads
+        .map(|thread| thread.join().expect("no panic"))
+        .concat();
+    assert!(failed.is_empty(), "{} fail: {}", failed.len(), failed[0]);
 }
 
 #[test]
