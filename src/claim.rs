@@ -2,27 +2,28 @@
 //! make. Armed before the first request leaves; dropped, it is released. There is no other way to let go.
 
 use std::pin::pin;
+use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::clock::Moment;
-use crate::error::{Ballots, ExtendError, Loss, Vote, name};
+use crate::engine::{Engine, Stopped};
+use crate::error::{Ballots, ExtendError, Loss, MasterError, Vote, name};
+use crate::inner::{Core, Inner};
 use crate::key::Key;
 use crate::lease::Lease;
 use crate::master::Request;
-use crate::masters::Round;
+use crate::masters::{Round, Voting};
+use crate::permit::{Deletes, DirtyMasters};
 use crate::quorum::Verdict;
 use crate::random::Random;
-use crate::release::{Release, Task};
-use crate::shared::Shared;
+use crate::release::{Deletion, Release};
 #[cfg(test)]
 use crate::simulation::Rule;
-use crate::trail::Trail;
 use crate::validity::Ttl;
 use crate::value::Value;
 
@@ -31,16 +32,18 @@ use crate::value::Value;
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
 pub(crate) struct Claim {
-    shared: Arc<Shared>,
+    inner: Arc<Inner>,
+    core: Arc<Core>,
+    /// The process that the claim belongs to; a forked child has none of its own.
+    process: u32,
     key: Key,
     value: Value,
-    trail: Arc<Trail>,
+    dirty: Arc<DirtyMasters>,
     lease: Mutex<Lease>,
     /// Wakes those who wait for the loss when it comes before the deadline.
     lost_early: Notify,
     /// The longest ttl that was asked for, in milliseconds.
     longest_ttl: AtomicU64,
-    runtime: Handle,
 }
 
 /// Why an attempt came to nothing.
@@ -51,31 +54,38 @@ pub(crate) enum Failure {
     TooLate,
 }
 
+/// That a quorum has confirmed an extension. Counts once [confirmed](Claim::confirm) by the one who asked for it: when a
+/// caller is gone by then, the claim stays as it was.
+pub(crate) struct Extended {
+    valid_until: Moment,
+}
+
 impl Claim {
-    pub(crate) fn new(shared: &Arc<Shared>, key: &Key, value: Value, runtime: Handle) -> Self {
+    pub(crate) fn new(inner: &Arc<Inner>, key: &Key, value: Value) -> Self {
+        let core = Arc::clone(inner.core());
         Self {
-            shared: Arc::clone(shared),
+            dirty: DirtyMasters::new(core.masters.count()),
+            inner: Arc::clone(inner),
+            core,
+            process: process::id(),
             key: key.clone(),
             value,
-            trail: Trail::new(shared.masters.count()),
             lease: Mutex::new(Lease::new()),
             lost_early: Notify::new(),
             longest_ttl: AtomicU64::new(0),
-            runtime,
         }
     }
 
     /// A claim that another process made, good until then. Dropped before it is [adopted](Self::adopt), it
     /// stays as it was.
     pub(crate) fn of_another(
-        shared: &Arc<Shared>,
+        inner: &Arc<Inner>,
         key: &Key,
         value: Value,
-        runtime: Handle,
         valid_until: Moment,
     ) -> Self {
-        let mut claim = Self::new(shared, key, value, runtime);
-        claim.trail = Trail::of_another(shared.masters.count());
+        let mut claim = Self::new(inner, key, value);
+        claim.dirty = DirtyMasters::of_another(claim.core.masters.count());
         claim.lease().grant(valid_until);
         let left = claim.now().until(valid_until).as_millis();
         claim.longest_ttl = AtomicU64::new(u64::try_from(left).unwrap_or(u64::MAX));
@@ -91,16 +101,35 @@ impl Claim {
     }
 
     pub(crate) fn random(&self) -> &Random {
-        &self.shared.random
+        &self.inner.random
     }
 
-    pub(crate) fn runtime(&self) -> &Handle {
-        &self.runtime
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.core.engine
+    }
+
+    /// Whether this process is a child of the one that the claim belongs to.
+    pub(crate) fn is_forked(&self) -> bool {
+        self.process != process::id()
     }
 
     /// How long the claim is good from now on, or how it was lost.
     pub(crate) fn standing(&self) -> Result<Duration, Loss> {
+        // Before the lock, which a thread of the parent may have taken.
+        if self.is_forked() {
+            return Err(Loss::ClientEnded);
+        }
         self.lease().standing(self.now())
+    }
+
+    /// Gives the claim up for lost, unless it is lost already; returns how it was lost.
+    pub(crate) fn lose(&self, loss: Loss) -> Loss {
+        if self.is_forked() {
+            return Loss::ClientEnded;
+        }
+        self.lease().lose(self.now(), loss);
+        self.lost_early.notify_waiters();
+        self.standing().err().unwrap_or(loss)
     }
 
     /// Waits until the claim is lost; at once if it is.
@@ -121,7 +150,7 @@ impl Claim {
         &self,
         ttl: Ttl,
         max_lifetime: Option<Duration>,
-    ) -> Result<(), (Failure, Ballots)> {
+    ) -> Result<Voting, (Failure, Ballots)> {
         let start = self.now();
         let valid_until = ttl.valid_until(start);
         let request = Request::acquire(self.key.as_bytes(), &self.value, ttl);
@@ -139,8 +168,9 @@ impl Claim {
                 lease.end_at(start.after(lifetime));
             }
             drop(lease);
+            let voting = round.voting();
             self.leave(round);
-            return Ok(());
+            return Ok(voting);
         }
         let ballots = round.ballots();
         let failure = if verdict == Verdict::Carried {
@@ -154,39 +184,24 @@ impl Claim {
     }
 
     /// Asks all masters to lengthen the key, or to set it again where it is missing.
-    pub(crate) async fn extend(&self, ttl: Duration) -> Result<(), ExtendError> {
-        let ttl = Ttl::new(ttl, self.shared.drift)?;
+    pub(crate) async fn extend(&self, ttl: Duration) -> Result<Extended, ExtendError> {
+        let ttl = Ttl::new(ttl, self.inner.drift)?;
         let request = Request::extend(self.key.as_bytes(), &self.value, ttl);
-        self.prolong(ttl, request, Lease::extend).await
+        self.prolong(ttl, request).await
     }
 
-    /// Makes a claim of another our own, by asking all masters to lengthen the key.
-    pub(crate) async fn adopt(&self, ttl: Duration) -> Result<(), ExtendError> {
-        let ttl = Ttl::new(ttl, self.shared.drift)?;
+    /// Asks all masters to lengthen a key of another claim, which does not become ours by that alone.
+    pub(crate) async fn adopt(&self, ttl: Duration) -> Result<Extended, ExtendError> {
+        let ttl = Ttl::new(ttl, self.inner.drift)?;
         let request = Request::adopt(self.key.as_bytes(), &self.value, ttl);
-        self.prolong(ttl, request, Lease::adopt).await?;
-        self.trail.adopted();
-        Ok(())
+        self.prolong(ttl, request).await
     }
 
-    async fn prolong(
-        &self,
-        ttl: Ttl,
-        request: Request,
-        confirm: fn(&mut Lease, Moment, Moment) -> Result<(), Loss>,
-    ) -> Result<(), ExtendError> {
+    async fn prolong(&self, ttl: Ttl, request: Request) -> Result<Extended, ExtendError> {
         let start = self.now();
-        let lost = |loss, ballots| {
-            let resource = name(self.resource());
-            ExtendError::Lost {
-                resource,
-                loss,
-                ballots,
-            }
-        };
         let left = self
             .standing()
-            .map_err(|loss| lost(loss, Ballots::default()))?;
+            .map_err(|loss| self.lost_error(loss, Ballots::default()))?;
         #[cfg(test)]
         let left = if Rule::LateExtensionsDoNotCount.is_broken() {
             Duration::MAX
@@ -196,13 +211,13 @@ impl Claim {
         let (verdict, mut round) = self.ask(&request, ttl, left).await;
         if verdict == Verdict::Carried {
             self.leave(round);
-            // Only if the old validity has not ended in the meantime, whatever the masters say.
-            let confirmed = confirm(&mut self.lease(), self.now(), ttl.valid_until(start));
-            return confirmed.map_err(|loss| lost(loss, Ballots::default()));
+            return Ok(Extended {
+                valid_until: ttl.valid_until(start),
+            });
         }
         let not_ours = |vote: &Vote| matches!(vote, Vote::Refused | Vote::Recreated);
         let ballots = round
-            .explained(not_ours, left.min(self.shared.request_timeout))
+            .explained(not_ours, left.min(self.inner.request_timeout))
             .await;
         self.leave(round);
         #[cfg(test)]
@@ -210,77 +225,114 @@ impl Claim {
             drop(self.release());
         }
         if ballots.is_quorum(not_ours) {
-            self.lease().lose(self.now(), Loss::Taken);
-            self.lost_early.notify_waiters();
+            self.lose(Loss::Taken);
         }
-        Err(match self.standing() {
-            Err(loss) => lost(loss, ballots),
+        Err(self.extend_error(ballots))
+    }
+
+    /// Counts an extension, unless the old validity has ended in the meantime, whatever the masters say.
+    pub(crate) fn confirm(&self, extended: &Extended) -> Result<(), ExtendError> {
+        self.count(extended, Lease::extend)
+    }
+
+    /// Makes the claim of another our own.
+    pub(crate) fn confirm_adoption(&self, extended: &Extended) -> Result<(), ExtendError> {
+        self.count(extended, Lease::adopt)?;
+        self.dirty.adopted();
+        Ok(())
+    }
+
+    fn count(
+        &self,
+        extended: &Extended,
+        confirm: fn(&mut Lease, Moment, Moment) -> Result<(), Loss>,
+    ) -> Result<(), ExtendError> {
+        let confirmed = confirm(&mut self.lease(), self.now(), extended.valid_until);
+        confirmed.map_err(|loss| self.lost_error(loss, Ballots::default()))
+    }
+
+    fn lost_error(&self, loss: Loss, ballots: Ballots) -> ExtendError {
+        ExtendError::Lost {
+            resource: name(self.resource()),
+            loss,
+            ballots,
+        }
+    }
+
+    /// The error for an extension that failed, by whether the lock is still good.
+    fn extend_error(&self, ballots: Ballots) -> ExtendError {
+        match self.standing() {
+            Err(loss) => self.lost_error(loss, ballots),
             Ok(_) => ExtendError::Unconfirmed {
                 resource: name(self.resource()),
                 ballots,
             },
-        })
+        }
     }
 
-    /// Lets go of the claim: hands a compare-and-delete to every master that may hold the key. `None` if that
-    /// has been done before, or there is nothing to undo.
+    /// The error for an extension that was not sent.
+    pub(crate) fn not_extended(&self, stopped: &Stopped) -> ExtendError {
+        let error = MasterError::NotAsked(stopped.to_string());
+        self.extend_error(self.core.masters.all_failed(&error))
+    }
+
+    /// Lets go of the claim: deletes the key on every master that may hold it. `None` if that has been done before,
+    /// or there is nothing to delete.
     pub(crate) fn release(&self) -> Option<Release> {
-        let held = self.trail.shut()?;
-        if !held.contains(&true) {
+        if self.is_forked() {
             return None;
         }
-        let Shared {
-            masters,
-            releases,
+        let dirty = self.dirty.close()?;
+        if dirty.iter().all(Option::is_none) {
+            return None;
+        }
+        let Inner {
             request_timeout,
             drift,
             clock,
             ..
-        } = &*self.shared;
+        } = &*self.inner;
         let ttl = Duration::from_millis(self.longest_ttl.load(Ordering::Relaxed));
-        let task = Task {
-            masters: masters.clone(),
+        let deletion = Deletion {
+            masters: self.core.masters.clone(),
             request: Request::release(self.key.as_bytes(), &self.value),
-            held,
+            deletes: Deletes::new(dirty),
             gone: clock.now().after(ttl).after(drift.over(ttl)),
             clock: *clock,
             patience: *request_timeout,
-            runtime: self.runtime.clone(),
             key: self.key.clone(),
         };
-        Some(Release::begin(task, releases))
+        Some(Release::begin(deletion, &self.core))
     }
 
     /// Lets go of the claim, and leaves the keys where they are.
     pub(crate) fn leak(&self) {
-        self.trail.shut();
+        if !self.is_forked() {
+            self.dirty.close();
+        }
     }
 
     /// Asks all masters, and waits until the outcome is certain; at most for the request timeout, and no longer
     /// than it is of use.
     async fn ask(&self, request: &Request, ttl: Ttl, of_use: Duration) -> (Verdict, Round) {
-        let Shared {
-            masters,
-            request_timeout,
-            ..
-        } = &*self.shared;
+        let patience = self.inner.request_timeout;
         self.longest_ttl.fetch_max(ttl.millis(), Ordering::Relaxed);
-        let mut round = masters.ask(request, &self.trail, *request_timeout);
-        let verdict = round.decided(of_use.min(*request_timeout)).await;
+        let mut round = self.core.masters.ask(request, &self.dirty, patience);
+        let verdict = round.decided(of_use.min(patience)).await;
         (verdict, round)
     }
 
     /// Sees to the end of a round whose outcome is known, so that the slower masters get the request too.
     fn leave(&self, mut round: Round) {
         if !round.has_ended() {
-            let request_timeout = self.shared.request_timeout;
-            self.runtime
-                .spawn(async move { round.ended(request_timeout).await });
+            let patience = self.inner.request_timeout;
+            self.engine()
+                .spawn(async move { round.ended(patience).await });
         }
     }
 
     fn now(&self) -> Moment {
-        self.shared.clock.now()
+        self.inner.clock.now()
     }
 
     fn lease(&self) -> MutexGuard<'_, Lease> {

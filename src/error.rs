@@ -130,9 +130,6 @@ pub enum LockError {
         name(&.0.resource), .0
     )]
     TooLate(Attempts),
-    /// The future was polled outside of a Tokio runtime. Nothing was sent.
-    #[error("a lock can only be taken within a Tokio runtime")]
-    NoRuntime,
 }
 
 /// How a lock was tried for in vain: for how long, how often, and what each master said the last time.
@@ -196,6 +193,10 @@ pub enum Loss {
     Taken,
     /// The longest lifetime that was set for keeping it alive is over.
     LifetimeReached,
+    /// Its client has ended: the runtime that was given to
+    /// [`RedlockBuilder::runtime`](crate::RedlockBuilder::runtime) has shut down, or this process was forked from the
+    /// one that holds the lock.
+    ClientEnded,
 }
 
 impl fmt::Display for Loss {
@@ -204,6 +205,9 @@ impl fmt::Display for Loss {
             Self::Expired => "its validity is over",
             Self::Taken => "a quorum of masters does not hold it for us any more",
             Self::LifetimeReached => "its longest lifetime is over",
+            Self::ClientEnded => {
+                "its client has ended, with the runtime it was given or with a fork of the process"
+            }
         })
     }
 }
@@ -257,9 +261,6 @@ pub enum AdoptError {
     /// It could not be extended.
     #[error(transparent)]
     Extend(#[from] ExtendError),
-    /// The future was polled outside of a Tokio runtime. Nothing was sent.
-    #[error("a lock can only be adopted within a Tokio runtime")]
-    NoRuntime,
 }
 
 /// What a release found. Either way the guard is used up, and masters that did not answer are asked again in the
@@ -270,7 +271,8 @@ pub enum ReleaseError {
     /// The lock was not ours any more on a quorum of masters: it had expired, or was deleted or taken over.
     /// Nobody else's key was touched.
     #[error(
-        "lock on {resource:?} was not ours any more when released: it had expired or was taken over ({ballots})"
+        "lock on {resource:?} was not ours any more when released: it had expired or was taken over{}",
+        in_parentheses(ballots)
     )]
     NotHeld {
         /// The resource, without the key prefix; bytes that are not UTF-8 are replaced.
@@ -351,6 +353,9 @@ pub enum MasterError {
     /// A reply that makes no sense here.
     #[error("unexpected reply: {0}")]
     Protocol(String),
+    /// Nothing was sent, since the client cannot work: its runtime has shut down, or no thread can be started.
+    #[error("not asked: {0}")]
+    NotAsked(String),
 }
 
 impl MasterError {

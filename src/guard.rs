@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::task::AbortHandle;
+use futures::FutureExt;
+use futures::future::{AbortHandle, abortable};
 use tracing::{Instrument, field::Empty};
 
 use crate::claim::Claim;
-use crate::error::{ExtendError, Loss, Lost, ReleaseError, Vote, name};
+use crate::error::{Ballots, ExtendError, Loss, Lost, ReleaseError, Vote, name};
 use crate::keep_alive;
 use crate::release::Release;
 
@@ -54,19 +55,21 @@ pub struct LockGuard {
 }
 
 impl LockGuard {
-    pub(crate) fn new(claim: Claim) -> Self {
+    pub(crate) fn new(claim: Arc<Claim>) -> Self {
         Self {
-            claim: Arc::new(claim),
+            claim,
             keep_alive: None,
         }
     }
 
     /// A guard that extends its lock by itself.
-    pub(crate) fn kept_alive(claim: Claim, ttl: Duration) -> Self {
-        let mut guard = Self::new(claim);
-        let renewals = keep_alive::renew(Arc::clone(&guard.claim), ttl);
-        guard.keep_alive = Some(guard.claim.runtime().spawn(renewals).abort_handle());
-        guard
+    pub(crate) fn kept_alive(claim: Arc<Claim>, ttl: Duration) -> Self {
+        let (renewals, abort) = abortable(keep_alive::renew(Arc::clone(&claim), ttl));
+        claim.engine().spawn(renewals.map(|_| ()));
+        Self {
+            claim,
+            keep_alive: Some(abort),
+        }
     }
 
     /// What is locked, without the key prefix.
@@ -105,10 +108,6 @@ impl LockGuard {
     ///
     /// Nothing is released by an error.
     ///
-    /// # Panics
-    ///
-    /// Outside of a Tokio runtime.
-    ///
     /// # Cancel safety
     ///
     /// Dropping the future leaves the validity as it was; the keys may have been lengthened, and are released
@@ -135,7 +134,13 @@ impl LockGuard {
             outcome = Empty
         );
         let started = tokio::time::Instant::now();
-        let result = self.claim.extend(ttl).instrument(span.clone()).await;
+        let claim = Arc::clone(&self.claim);
+        let extending = async move { claim.extend(ttl).await };
+        let extended = self.claim.engine().run(extending.instrument(span.clone()));
+        let result = match extended.await {
+            Ok(extended) => extended.and_then(|extended| self.claim.confirm(&extended)),
+            Err(stopped) => Err(self.claim.not_extended(&stopped)),
+        };
         span.record("elapsed", tracing::field::debug(started.elapsed()));
         span.record(
             "outcome",
@@ -161,10 +166,6 @@ impl LockGuard {
     ///   is touched.
     /// - [`ReleaseError::Unconfirmed`]: too few masters answered within the request timeout.
     ///
-    /// # Panics
-    ///
-    /// Outside of a Tokio runtime.
-    ///
     /// # Cancel safety
     ///
     /// The masters are asked at the first poll; dropping the future leaves the rest to the background.
@@ -188,10 +189,11 @@ impl LockGuard {
             outcome = Empty
         );
         let started = tokio::time::Instant::now();
-        let Some(release) = self.let_go() else {
-            return Ok(());
+        let released = match span.in_scope(|| self.let_go()) {
+            Some(release) => release.decided().await,
+            None if self.claim.is_forked() => Err(Ballots::default()),
+            None => Ok(()),
         };
-        let released = release.decided().instrument(span.clone()).await;
         span.record("elapsed", tracing::field::debug(started.elapsed()));
         let result = released.map_err(|ballots| {
             let resource = name(self.resource());
@@ -213,6 +215,9 @@ impl LockGuard {
     }
 
     fn let_go(&self) -> Option<Release> {
+        if self.claim.is_forked() {
+            return None;
+        }
         // First the claim: no renewal can be sent after its release, wherever the task stands.
         let release = self.claim.release();
         if let Some(keep_alive) = &self.keep_alive {
@@ -226,10 +231,6 @@ impl LockGuard {
     /// That is when its validity ends, whatever the network does: the deadline was fixed before the last
     /// successful request was sent. It comes earlier when an extension finds that the key is not ours any more
     /// on a quorum, and at the end of the longest lifetime, if one was set. Once lost, a lock stays lost.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a Tokio runtime.
     ///
     /// # Cancel safety
     ///
@@ -249,7 +250,14 @@ impl LockGuard {
     /// # }
     /// ```
     pub async fn lost(&self) -> Loss {
-        self.claim.lost().await
+        if let Err(loss) = self.claim.standing() {
+            return loss;
+        }
+        let claim = Arc::clone(&self.claim);
+        let lost = self.claim.engine().run(async move { claim.lost().await });
+        // Nothing can extend a lock whose client has ended, or wake those who wait for the end of its validity.
+        let lost = lost.await;
+        lost.unwrap_or_else(|_| self.claim.lose(Loss::ClientEnded))
     }
 
     /// Drives a future for as long as the lock is good.
@@ -260,10 +268,6 @@ impl LockGuard {
     /// # Errors
     ///
     /// [`Lost`]: the lock was lost first, and the future is dropped where it stood.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a Tokio runtime.
     ///
     /// # Cancel safety
     ///

@@ -71,7 +71,8 @@ pub(crate) async fn renew(claim: Arc<Claim>, ttl: Duration) {
             () = sleep_until(due) => {}
         }
         loop {
-            match claim.extend(ttl).await {
+            let extended = claim.extend(ttl).await;
+            match extended.and_then(|extended| claim.confirm(&extended)) {
                 Ok(()) => break,
                 Err(error @ ExtendError::Unconfirmed { .. }) => {
                     tracing::debug!(%error, "not renewed, trying again");

@@ -72,26 +72,28 @@
 mod builder;
 mod claim;
 mod clock;
+mod engine;
 mod error;
-mod farewell;
 mod guard;
+mod inner;
 pub mod inspect;
 mod keep_alive;
 mod key;
 mod lease;
+mod linger;
 mod master;
 mod masters;
+mod per_process;
+mod permit;
 mod quorum;
 mod random;
 mod redlock;
 mod release;
 mod retry;
-mod shared;
 #[cfg(test)]
 mod simulation;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
-mod trail;
 mod validity;
 mod value;
 

@@ -2,18 +2,17 @@
 
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
-use tokio::runtime;
 use tokio::time::timeout;
 
 use crate::error::{Ballots, MasterError, Vote};
-use crate::inspect::Sighting;
-use crate::master::{Identity, Master, Request};
-use crate::quorum::{Tally, Verdict};
-use crate::trail::{Step, Trail};
+use crate::inspect::{Sighting, State};
+use crate::master::{Master, Request};
+use crate::permit::{Deletes, DirtyMasters, SendPermit};
+use crate::quorum::{Tally, Verdict, quorum};
 
 /// The masters, in the order in which they were given.
 #[derive(Clone, Debug)]
@@ -28,21 +27,65 @@ impl Masters {
         self.0.len()
     }
 
-    /// The same masters with connections of their own.
-    pub(crate) fn siblings(&self) -> Self {
-        Self(self.0.iter().map(Master::sibling).collect())
+    /// Sends a request to every master at once, and notes which may hold a key from it.
+    ///
+    /// Where too many are known to fail, nothing is sent: there would only be something to delete.
+    pub(crate) fn ask(
+        &self,
+        request: &Request,
+        dirty: &Arc<DirtyMasters>,
+        patience: Duration,
+    ) -> Round {
+        let failures: Vec<_> = self.0.iter().map(|it| it.known_failure(patience)).collect();
+        let answering = failures.iter().filter(|failure| failure.is_none()).count();
+        if answering < quorum(self.count()) {
+            return Round::decided_by(self, failures);
+        }
+        let permit = |master| Some(SendPermit::Write(Arc::clone(dirty), master));
+        self.round(request, permit, patience)
     }
 
-    /// Asks every master at once, and notes on the trail what is handed over.
-    pub(crate) fn ask(&self, request: &Request, trail: &Arc<Trail>, patience: Duration) -> Round {
-        let step = |master| Some(Step::On(Arc::clone(trail), master));
-        self.round(request, step, patience)
+    /// Sends a delete to those masters that may hold a key; the others count as having none.
+    pub(crate) fn delete(
+        &self,
+        request: &Request,
+        deletes: &Arc<Deletes>,
+        patience: Duration,
+    ) -> Round {
+        let permit = |master| {
+            deletes.dirty(master)?;
+            Some(SendPermit::Delete(Arc::clone(deletes), master))
+        };
+        self.round(request, permit, patience)
     }
 
-    /// Asks those masters that may hold a key to delete it; the others count as having none.
-    pub(crate) fn undo(&self, request: &Request, held: &[bool], patience: Duration) -> Round {
-        let step = |master: usize| held[master].then_some(Step::Undo);
-        self.round(request, step, patience)
+    /// Sends a delete to one master again and again, until there is an answer.
+    pub(crate) async fn delete_until_answered(
+        &self,
+        master: usize,
+        request: &Request,
+        deletes: &Arc<Deletes>,
+    ) -> Vote {
+        let permit = SendPermit::Delete(Arc::clone(deletes), master);
+        self.0[master].ask_until_answered(request, &permit).await
+    }
+
+    /// The votes where every master failed in the same way.
+    pub(crate) fn all_failed(&self, error: &MasterError) -> Ballots {
+        let votes = self.0.iter().map(|master| {
+            let vote = Vote::Failed(error.clone());
+            (master.address().clone(), vote)
+        });
+        Ballots::new(votes)
+    }
+
+    /// What there is to see where every master failed in the same way.
+    pub(crate) fn all_unreachable(&self, error: &MasterError) -> Vec<Sighting> {
+        let sightings = self.0.iter().map(|master| Sighting {
+            master: master.address().clone(),
+            state: State::Unreachable(error.clone()),
+        });
+        sightings.collect()
     }
 
     /// Asks every master what there is, and waits for all of them; for none longer than `patience`.
@@ -54,47 +97,43 @@ impl Masters {
     fn round(
         &self,
         request: &Request,
-        step: impl Fn(usize) -> Option<Step>,
+        permit: impl Fn(usize) -> Option<SendPermit>,
         patience: Duration,
     ) -> Round {
-        let votes = Arc::new(Mutex::new(Votes::new(self.count())));
+        let voting = Voting::new(self);
         let asked = self.0.iter().enumerate().filter_map(|(place, master)| {
-            let Some(step) = step(place) else {
-                lock(&votes).cast(place, Vote::Refused);
+            let Some(permit) = permit(place) else {
+                voting.lock().cast(place, Vote::Refused);
                 return None;
             };
-            let (master, request, votes) = (master.clone(), request.clone(), Arc::clone(&votes));
+            let (master, request, voting) = (master.clone(), request.clone(), voting.clone());
             // Boxed, because it is large, and moved on its way to the others.
             Some(Box::pin(async move {
-                let vote = master.ask(request, step, patience).await;
-                lock(&votes).cast(place, vote);
+                let vote = master.ask(request, permit, patience).await;
+                voting.lock().cast(place, vote);
             }))
         });
         let asked = join_all(asked);
         Round {
-            masters: self.clone(),
-            votes,
+            voting,
             patience,
             asked: Some(Box::pin(async move {
                 asked.await;
             })),
         }
     }
+}
 
-    /// The connections that have ended or end with a runtime, in the order of the masters.
-    pub(crate) fn orphans(&self, gone: Option<runtime::Id>) -> Vec<Option<Identity>> {
-        self.0.iter().map(|master| master.orphan(gone)).collect()
-    }
-
-    pub(crate) fn get(&self, place: usize) -> Master {
-        self.0[place].clone()
-    }
+/// What the masters have said to one request so far.
+#[derive(Clone)]
+pub(crate) struct Voting {
+    masters: Masters,
+    votes: Arc<Mutex<Votes>>,
 }
 
 /// One request to every master, under way.
 pub(crate) struct Round {
-    masters: Masters,
-    votes: Arc<Mutex<Votes>>,
+    voting: Voting,
     /// How long a master may take to answer.
     patience: Duration,
     /// The masters that have not answered yet; `None` when all have.
@@ -121,7 +160,46 @@ impl Votes {
     }
 }
 
+impl Voting {
+    fn new(masters: &Masters) -> Self {
+        Self {
+            masters: masters.clone(),
+            votes: Arc::new(Mutex::new(Votes::new(masters.count()))),
+        }
+    }
+
+    /// What every master has said.
+    pub(crate) fn ballots(&self) -> Ballots {
+        let votes = self.lock();
+        let votes = votes
+            .cast
+            .iter()
+            .map(|vote| vote.clone().unwrap_or(Vote::Unheard));
+        let masters = self.masters.0.iter().map(|it| it.address().clone());
+        Ballots::new(masters.zip(votes))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Votes> {
+        self.votes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Round {
+    /// A round that ends before it begins, by the masters that are known to fail.
+    fn decided_by(masters: &Masters, failures: Vec<Option<MasterError>>) -> Self {
+        let voting = Voting::new(masters);
+        for (place, failure) in failures.into_iter().enumerate() {
+            if let Some(error) = failure {
+                voting.lock().cast(place, Vote::Failed(error));
+            }
+        }
+        Self {
+            voting,
+            patience: Duration::ZERO,
+            asked: None,
+        }
+    }
+
     /// Waits until the outcome is certain, and for nobody longer; at the latest `within` from now, when those
     /// who have not answered count as failed.
     pub(crate) async fn decided(&mut self, within: Duration) -> Verdict {
@@ -166,33 +244,19 @@ impl Round {
         }
     }
 
-    /// Hands the request to every master that there is a connection to, here and now.
-    pub(crate) fn hand_over(&mut self) {
-        self.poll(&mut Context::from_waker(Waker::noop()));
+    /// What the masters say, now and later.
+    pub(crate) fn voting(&self) -> Voting {
+        self.voting.clone()
     }
 
     /// What every master has said.
     pub(crate) fn ballots(&self) -> Ballots {
-        let votes = lock(&self.votes);
-        let votes = votes
-            .cast
-            .iter()
-            .map(|vote| vote.clone().unwrap_or(Vote::Unheard));
-        Ballots::new(
-            self.masters
-                .0
-                .iter()
-                .map(|master| master.address().clone())
-                .zip(votes),
-        )
+        self.voting.ballots()
     }
 
-    /// The places of those masters that have not said whether there was a key to delete.
-    pub(crate) fn unsettled(&self) -> Vec<usize> {
-        let votes = lock(&self.votes);
-        let votes = votes.cast.iter().enumerate();
-        let unsettled = votes.filter(|(_, vote)| !vote.as_ref().is_some_and(Vote::is_settled));
-        unsettled.map(|(place, _)| place).collect()
+    /// What one master has said, if anything.
+    pub(crate) fn vote(&self, master: usize) -> Option<Vote> {
+        self.voting.lock().cast[master].clone()
     }
 
     /// Whether all masters have answered or failed.
@@ -206,13 +270,13 @@ impl Round {
         {
             self.asked = None;
         }
-        lock(&self.votes).tally.verdict()
+        self.voting.lock().tally.verdict()
     }
 
     fn give_up(&mut self, after: Duration) -> Verdict {
         self.asked = None;
-        let mut votes = lock(&self.votes);
-        for (place, master) in self.masters.0.iter().enumerate() {
+        let mut votes = self.voting.lock();
+        for (place, master) in self.voting.masters.0.iter().enumerate() {
             if votes.cast[place].is_none() {
                 // Given less time than that, it has not failed.
                 let error = if after < self.patience {
@@ -225,8 +289,4 @@ impl Round {
         }
         votes.tally.verdict()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

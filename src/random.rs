@@ -1,12 +1,14 @@
 //! Where randomness comes from: values, retry delays, jitter.
 
 use rand::Rng;
+use rand::rand_core::UnwrapErr;
+use rand::rngs::SysRng;
 
-/// The operating system's, by way of the thread; in tests a seed's.
+/// The operating system's, so that no process draws what another one that was forked from it draws; in tests a seed's.
 #[derive(Debug, Default)]
 pub(crate) enum Random {
     #[default]
-    Thread,
+    System,
     #[cfg(any(test, feature = "test-util"))]
     Seeded(Box<std::sync::Mutex<rand::rngs::StdRng>>),
 }
@@ -21,7 +23,7 @@ impl Random {
 
     pub(crate) fn draw<T>(&self, draw: impl FnOnce(&mut dyn Rng) -> T) -> T {
         match self {
-            Self::Thread => draw(&mut rand::rng()),
+            Self::System => draw(&mut UnwrapErr(SysRng)),
             #[cfg(any(test, feature = "test-util"))]
             Self::Seeded(rng) => {
                 let mut rng = rng

@@ -5,21 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
 use crate::builder::RedlockBuilder;
 use crate::claim::{Claim, Failure};
-use crate::error::{AdoptError, Attempts, BuildError, LockError, RunError, name};
+use crate::engine::{Running, Stopped};
+use crate::error::{AdoptError, Attempts, BuildError, LockError, MasterError, RunError, name};
 use crate::guard::{Handover, LockGuard};
+use crate::inner::{Core, Inner};
 use crate::inspect::Inspection;
 use crate::keep_alive::KeepAlive;
 use crate::key::Key;
 use crate::master::Request;
+use crate::masters::Voting;
 use crate::retry::RetryPolicy;
-use crate::shared::Shared;
 use crate::validity::Ttl;
 use crate::value::Value;
 
@@ -43,19 +44,19 @@ use crate::value::Value;
 /// ```
 #[derive(Clone)]
 pub struct Redlock {
-    shared: Arc<Shared>,
+    inner: Arc<Inner>,
 }
 
 impl Redlock {
-    pub(crate) fn from_shared(shared: Shared) -> Self {
+    pub(crate) fn from_inner(inner: Inner) -> Self {
         Self {
-            shared: Arc::new(shared),
+            inner: Arc::new(inner),
         }
     }
 
     #[cfg(test)]
-    pub(crate) fn shared(&self) -> &Shared {
-        &self.shared
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
     }
 
     /// A client with the default options for masters given as URLs.
@@ -114,10 +115,10 @@ impl Redlock {
     /// ```
     pub fn lock(&self, resource: impl AsRef<[u8]>, ttl: Duration) -> LockRequest {
         LockRequest {
-            shared: Arc::clone(&self.shared),
-            key: self.shared.key(resource.as_ref()),
+            inner: Arc::clone(&self.inner),
+            key: self.inner.key(resource.as_ref()),
             ttl,
-            retry: self.shared.retry.clone(),
+            retry: self.inner.retry.clone(),
             keep_alive: None,
         }
     }
@@ -187,10 +188,6 @@ impl Redlock {
     /// Waits for all masters, for none longer than the request timeout. There is no error: a master that does not
     /// answer is part of the picture.
     ///
-    /// # Panics
-    ///
-    /// Outside of a Tokio runtime.
-    ///
     /// # Examples
     ///
     /// ```no_run
@@ -204,13 +201,18 @@ impl Redlock {
     /// # }
     /// ```
     pub async fn inspect(&self, resource: impl AsRef<[u8]>) -> Inspection {
-        let Shared {
-            masters,
-            request_timeout,
-            ..
-        } = &*self.shared;
-        let request = Request::inspect(self.shared.key(resource.as_ref()).as_bytes());
-        Inspection::new(masters.look(&request, *request_timeout).await)
+        let (core, patience) = (Arc::clone(self.inner.core()), self.inner.request_timeout);
+        let request = Request::inspect(self.inner.key(resource.as_ref()).as_bytes());
+        let looking = self
+            .inner
+            .core()
+            .engine
+            .run(async move { core.masters.look(&request, patience).await });
+        let sightings = looking.await.unwrap_or_else(|stopped| {
+            let error = MasterError::NotAsked(stopped.to_string());
+            self.inner.core().masters.all_unreachable(&error)
+        });
+        Inspection::new(sightings)
     }
 
     /// Takes over a lock that another process has given up by [`LockGuard::leak`], and extends it to `ttl`.
@@ -247,14 +249,16 @@ impl Redlock {
             value,
             validity,
         } = handover;
-        let shared = Arc::clone(&self.shared);
+        let inner = Arc::clone(&self.inner);
         // From the call, not from the first poll.
-        let valid_until = shared.clock.now().after(validity);
+        let valid_until = inner.clock.now().after(validity);
         async move {
-            let runtime = Handle::try_current().map_err(|_| AdoptError::NoRuntime)?;
-            let (key, value) = (shared.key(&resource), Value::handed_over(value));
-            let claim = Claim::of_another(&shared, &key, value, runtime, valid_until);
-            claim.adopt(ttl).await?;
+            let (key, value) = (inner.key(&resource), Value::handed_over(value));
+            let claim = Arc::new(Claim::of_another(&inner, &key, value, valid_until));
+            let adopting = Arc::clone(&claim);
+            let extended = claim.engine().run(async move { adopting.adopt(ttl).await });
+            let extended = extended.await.map_err(|it| claim.not_extended(&it))??;
+            claim.confirm_adoption(&extended)?;
             Ok(LockGuard::new(claim))
         }
     }
@@ -265,10 +269,6 @@ impl Redlock {
     ///
     /// Call it last, when the guards are dropped: the process can then end without leaving anything behind. The
     /// client can be used after it.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a Tokio runtime.
     ///
     /// # Examples
     ///
@@ -283,17 +283,25 @@ impl Redlock {
     /// # }
     /// ```
     pub async fn shutdown(&self, timeout: Duration) -> usize {
-        self.shared.releases.done(timeout).await
+        let core = Arc::clone(self.inner.core());
+        if !core.engine.has_started() {
+            return 0;
+        }
+        // A job, so that it comes after what has been dropped before.
+        let done = core.releases.clone();
+        let done = core.engine.run(async move { done.done(timeout).await });
+        done.await
+            .unwrap_or_else(|_| core.releases.take_unconfirmed())
     }
 }
 
 impl fmt::Debug for Redlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Redlock")
-            .field("masters", &self.shared.masters)
-            .field("key_prefix", &name(&self.shared.key_prefix))
-            .field("retry", &self.shared.retry)
-            .field("request_timeout", &self.shared.request_timeout)
+            .field("masters", &self.inner.addresses())
+            .field("key_prefix", &name(&self.inner.key_prefix))
+            .field("retry", &self.inner.retry)
+            .field("request_timeout", &self.inner.request_timeout)
             .finish_non_exhaustive()
     }
 }
@@ -313,7 +321,7 @@ impl fmt::Debug for Redlock {
 /// ```
 #[must_use = "nothing is locked until the request is awaited"]
 pub struct LockRequest {
-    shared: Arc<Shared>,
+    inner: Arc<Inner>,
     key: Key,
     ttl: Duration,
     retry: RetryPolicy,
@@ -379,19 +387,18 @@ impl LockRequest {
         Ok(done?)
     }
 
-    async fn acquire(self, span: &Span) -> Result<LockGuard, LockError> {
+    async fn acquire(self, span: Span) -> Result<Granted, LockError> {
         let Self {
-            shared,
+            inner,
             key,
             ttl,
             retry,
             keep_alive,
         } = self;
-        let lasting = Ttl::new(ttl, shared.drift)?;
+        let lasting = Ttl::new(ttl, inner.drift)?;
         let max_lifetime = keep_alive
             .as_ref()
             .and_then(|keep_alive| keep_alive.max_lifetime);
-        let runtime = Handle::try_current().map_err(|_| LockError::NoRuntime)?;
         let start = Instant::now();
         let mut delays = None;
         let mut attempts = 1;
@@ -399,26 +406,36 @@ impl LockRequest {
         let mut first = None;
         loop {
             // Armed before anything is sent: wherever this future is dropped, the claim undoes what was done.
-            let value = shared.random.draw(Value::random);
+            let value = inner.random.draw(Value::random);
             #[cfg(test)]
             let value = if crate::simulation::Rule::ValuesAreNeverReused.is_broken() {
                 first.get_or_insert(value).clone()
             } else {
                 value
             };
-            let claim = Claim::new(&shared, &key, value, runtime.clone());
+            let claim = Claim::new(&inner, &key, value);
             let attempt = claim.acquire(lasting, max_lifetime).await;
-            let Err((failure, ballots)) = attempt else {
-                span.record("attempts", attempts);
-                return Ok(match keep_alive {
-                    Some(_) => LockGuard::kept_alive(claim, ttl),
-                    None => LockGuard::new(claim),
-                });
+            let (failure, ballots) = match attempt {
+                Err(failed) => failed,
+                Ok(voting) => {
+                    span.record("attempts", attempts);
+                    let claim = Arc::new(claim);
+                    let guard = match keep_alive {
+                        Some(_) => LockGuard::kept_alive(claim, ttl),
+                        None => LockGuard::new(claim),
+                    };
+                    return Ok(Granted {
+                        guard,
+                        attempts,
+                        start,
+                        voting,
+                    });
+                }
             };
             drop(claim);
             let waited = start.elapsed();
-            let delays = delays
-                .get_or_insert_with(|| retry.delays(shared.random.draw(|rng| rng.next_u64())));
+            let delays =
+                delays.get_or_insert_with(|| retry.delays(inner.random.draw(|rng| rng.next_u64())));
             let Some(delay) = delays.next_after(waited) else {
                 span.record("attempts", attempts);
                 let attempts = Attempts {
@@ -440,6 +457,60 @@ impl LockRequest {
     }
 }
 
+/// A lock on its way to the caller, and what to say if it comes too late.
+struct Granted {
+    guard: LockGuard,
+    attempts: u32,
+    start: Instant,
+    voting: Voting,
+}
+
+/// A request that the engine works on. Dropped, it is cancelled, and what it had set is deleted.
+struct Acquiring {
+    core: Arc<Core>,
+    /// `None` once it has ended.
+    running: Option<Running<Result<Granted, LockError>>>,
+}
+
+impl Acquiring {
+    async fn end(mut self, resource: &[u8]) -> Result<LockGuard, LockError> {
+        let ended = match &mut self.running {
+            Some(running) => running.await,
+            None => Err(Stopped::RuntimeEnded),
+        };
+        self.running = None;
+        let attempts = |attempts, waited, ballots| Attempts {
+            resource: resource.into(),
+            attempts,
+            waited,
+            ballots,
+        };
+        match ended {
+            // The caller may have been kept from looking.
+            Ok(Ok(granted)) if !granted.guard.is_valid() => Err(LockError::TooLate(attempts(
+                granted.attempts,
+                granted.start.elapsed(),
+                granted.voting.ballots(),
+            ))),
+            Ok(ended) => ended.map(|granted| granted.guard),
+            Err(stopped) => {
+                let error = MasterError::NotAsked(stopped.to_string());
+                let ballots = self.core.masters.all_failed(&error);
+                Err(LockError::Unreachable(attempts(0, Duration::ZERO, ballots)))
+            }
+        }
+    }
+}
+
+impl Drop for Acquiring {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            drop(running);
+            self.core.engine.linger();
+        }
+    }
+}
+
 impl IntoFuture for LockRequest {
     type Output = Result<LockGuard, LockError>;
     type IntoFuture = BoxFuture<'static, Self::Output>;
@@ -455,7 +526,10 @@ impl IntoFuture for LockRequest {
                 outcome = Empty
             );
             let start = Instant::now();
-            let result = self.acquire(&span).instrument(span.clone()).await;
+            let (core, key) = (Arc::clone(self.inner.core()), self.key.clone());
+            let job = self.acquire(span.clone()).instrument(span.clone());
+            let running = Some(core.engine.run(job));
+            let result = Acquiring { core, running }.end(key.resource()).await;
             span.record("elapsed", tracing::field::debug(start.elapsed()));
             span.record(
                 "outcome",
@@ -465,7 +539,6 @@ impl IntoFuture for LockRequest {
                     Err(LockError::Unreachable(_)) => "unreachable",
                     Err(LockError::TooLate(_)) => "too late",
                     Err(LockError::Ttl(_)) => "bad ttl",
-                    Err(LockError::NoRuntime) => "no runtime",
                 },
             );
             result

@@ -1,32 +1,29 @@
-//! Releasing: a compare-and-delete on every master that may hold the key, followed until it is answered or the
-//! key is gone, whoever waits for it and whatever becomes of them.
+//! Releasing: a compare-and-delete on every master that may hold the key, followed until it is answered or the key is
+//! gone, whether or not somebody waits.
 
 use std::mem;
-use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use tokio::runtime::{self, Handle, RuntimeFlavor};
-use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{sleep, timeout};
 
 use crate::clock::{Clock, Moment};
-use crate::error::{Ballots, Vote, name};
-use crate::farewell::{Farewell, PATIENCE, Wish};
+use crate::error::{Ballots, MasterError, Vote, name};
+use crate::inner::Core;
 use crate::key::Key;
 use crate::master::Request;
-use crate::masters::{Masters, Round};
+use crate::masters::Masters;
+use crate::permit::Deletes;
 use crate::quorum::Verdict;
 
-/// The releases of one `Redlock` that are not confirmed yet.
-#[derive(Clone)]
-pub(crate) struct Releases(Arc<Inner>);
+/// The longest pause between two deletes of what may still come late.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-struct Inner {
-    count: watch::Sender<Count>,
-    farewell: Arc<Farewell>,
-}
+/// The releases of one `Redlock` that are not confirmed yet.
+#[derive(Clone, Default)]
+pub(crate) struct Releases(Arc<watch::Sender<Count>>);
 
 #[derive(Default)]
 struct Count {
@@ -36,277 +33,167 @@ struct Count {
 }
 
 impl Releases {
-    pub(crate) fn new(masters: &Masters) -> Self {
-        Self(Arc::new(Inner {
-            count: watch::Sender::default(),
-            farewell: Farewell::new(masters.clone()),
-        }))
-    }
-
-    /// Waits until none is under way, at most for `within`, and tells how many are not confirmed.
+    /// Waits until none is under way, at most for `within`, and returns how many are not confirmed.
     pub(crate) async fn done(&self, within: Duration) -> usize {
-        let mut count = self.0.count.subscribe();
+        let mut count = self.0.subscribe();
         // In time or not: then these are what is left.
         let _ = timeout(within, count.wait_for(|count| count.under_way == 0)).await;
+        self.take_unconfirmed()
+    }
+
+    /// How many are not confirmed. Those that have been given up are counted once.
+    pub(crate) fn take_unconfirmed(&self) -> usize {
         let mut left = 0;
-        self.0.count.send_if_modified(|count| {
+        self.0.send_if_modified(|count| {
             left = count.under_way + mem::take(&mut count.unconfirmed);
             false
         });
         left
     }
 
-    fn begin(&self, key: &Key) -> Ticket {
-        self.0.count.send_modify(|count| count.under_way += 1);
-        Ticket {
+    fn begin(&self, key: &Key) -> Pending {
+        self.0.send_modify(|count| count.under_way += 1);
+        Pending {
             releases: self.clone(),
             key: key.clone(),
-            complaint: Some("its runtime or its thread has ended"),
+            complaint: Some("the runtime of its client has shut down"),
         }
     }
 }
 
 /// A release under way, counted as long as this exists.
-struct Ticket {
+struct Pending {
     releases: Releases,
     key: Key,
     /// Why it is not confirmed, should it end now; `None` if it is.
     complaint: Option<&'static str>,
 }
 
-impl Ticket {
-    fn settle(&mut self) {
-        self.complaint = None;
-    }
-
-    fn farewell(&self) -> Arc<Farewell> {
-        Arc::clone(&self.releases.0.farewell)
-    }
-}
-
-impl Drop for Ticket {
+impl Drop for Pending {
     fn drop(&mut self) {
         if let Some(reason) = self.complaint {
             warn_unconfirmed(&self.key, reason);
         }
-        self.releases.0.count.send_modify(|count| {
+        self.releases.0.send_modify(|count| {
             count.under_way -= 1;
             count.unconfirmed += usize::from(self.complaint.is_some());
         });
     }
 }
 
-/// What is to be released, and where.
-#[derive(Clone)]
-pub(crate) struct Task {
-    pub(crate) masters: Masters,
-    pub(crate) request: Request,
-    /// The masters that may hold the key.
-    pub(crate) held: Vec<bool>,
-    /// When the key is gone by itself.
-    pub(crate) gone: Moment,
-    pub(crate) clock: Clock,
-    pub(crate) patience: Duration,
-    pub(crate) runtime: Handle,
-    pub(crate) key: Key,
+/// The outcome of a release, for the one who waits. Dropped, the release goes on in the background.
+pub(crate) struct Release {
+    core: Arc<Core>,
+    /// `None` once the outcome was received.
+    outcome: Option<oneshot::Receiver<Outcome>>,
 }
 
-/// A release under way. Dropped, it goes on in the background.
-pub(crate) struct Release(Option<Undo>);
-
-struct Undo {
-    task: Task,
-    round: Round,
-    ticket: Ticket,
-}
+/// Whether the lock was ours on a quorum; if not, what the masters said.
+type Outcome = Result<(), Ballots>;
 
 impl Release {
-    /// Hands the compare-and-delete to every master that may hold the key, here and now: whatever the same
-    /// client asks of a master next comes after it.
-    pub(crate) fn begin(task: Task, releases: &Releases) -> Self {
-        let ticket = releases.begin(&task.key);
-        let mut round = task.masters.undo(&task.request, &task.held, task.patience);
-        // Not while the thread is being taken down: then there is no entering a runtime any more.
-        if !is_thread_ending() {
-            let context = task.runtime.enter();
-            round.hand_over();
-            drop(context);
+    /// Whatever the same client sends to a master from now on comes after the compare-and-delete.
+    pub(crate) fn begin(deletion: Deletion, core: &Arc<Core>) -> Self {
+        let pending = core.releases.begin(&deletion.key);
+        let (outcome, received) = oneshot::channel();
+        core.engine.begin(deletion.run(pending, outcome));
+        Self {
+            core: Arc::clone(core),
+            outcome: Some(received),
         }
-        Self(Some(Undo {
-            task,
-            round,
-            ticket,
-        }))
     }
 
     /// Waits until it is certain whether the lock was ours on a quorum.
-    pub(crate) async fn decided(mut self) -> Result<(), Ballots> {
-        let Some(undo) = &mut self.0 else {
+    pub(crate) async fn decided(mut self) -> Outcome {
+        let Some(outcome) = &mut self.outcome else {
             return Ok(());
         };
-        let Undo { task, round, .. } = undo;
-        if round.decided(task.patience).await == Verdict::Carried {
-            return Ok(());
-        }
-        let not_ours = |vote: &Vote| matches!(vote, Vote::Refused);
-        Err(round.explained(not_ours, task.patience).await)
+        let outcome = outcome.await;
+        self.outcome = None;
+        outcome.unwrap_or_else(|_| {
+            let error = MasterError::NotAsked("the runtime of this client has shut down".into());
+            Err(self.core.masters.all_failed(&error))
+        })
     }
 }
 
 impl Drop for Release {
     fn drop(&mut self) {
-        let Some(mut undo) = self.0.take() else {
-            return;
-        };
-        if undo.round.unsettled().is_empty() {
-            undo.ticket.settle();
-            return;
-        }
-        if is_thread_ending() {
-            undo.finish_elsewhere(None);
-            return;
-        }
-        let own = undo.task.runtime.clone();
-        let is_within = Handle::try_current().is_ok_and(|here| here.id() == own.id());
-        if is_within || own.runtime_flavor() != RuntimeFlavor::CurrentThread {
-            own.spawn(Unattended(Some(undo)).run());
-        } else {
-            undo.finish_here_or_elsewhere(&own);
+        if self.outcome.is_some() {
+            self.core.engine.linger();
         }
     }
 }
 
-fn is_thread_ending() -> bool {
-    Handle::try_current().is_err_and(|error| error.is_thread_local_destroyed())
+/// What is to be deleted, and where.
+pub(crate) struct Deletion {
+    pub(crate) masters: Masters,
+    pub(crate) request: Request,
+    pub(crate) deletes: Arc<Deletes>,
+    /// When the key is gone by itself.
+    pub(crate) gone: Moment,
+    pub(crate) clock: Clock,
+    pub(crate) patience: Duration,
+    pub(crate) key: Key,
 }
 
-/// A release in the background. Should its runtime drop it unfinished when it shuts down, it is finished without
-/// one.
-struct Unattended(Option<Undo>);
-
-impl Unattended {
-    async fn run(mut self) {
-        if let Some(undo) = &mut self.0 {
-            undo.finish().await;
+impl Deletion {
+    async fn run(self, mut pending: Pending, outcome: oneshot::Sender<Outcome>) {
+        let mut round = self
+            .masters
+            .delete(&self.request, &self.deletes, self.patience);
+        let verdict = round.decided(self.patience).await;
+        if verdict == Verdict::Carried {
+            let _ = outcome.send(Ok(()));
+        } else if !outcome.is_closed() {
+            let not_ours = |vote: &Vote| matches!(vote, Vote::Refused);
+            let _ = outcome.send(Err(round.explained(not_ours, self.patience).await));
         }
-        self.0 = None;
-    }
-}
-
-impl Drop for Unattended {
-    fn drop(&mut self) {
-        if let Some(undo) = self.0.take() {
-            let gone = undo.task.runtime.id();
-            undo.finish_elsewhere(Some(gone));
-        }
-    }
-}
-
-/// A release in the background that is finished beside its runtime too, until that one takes it.
-struct Untaken(Arc<Mutex<Option<Undo>>>);
-
-impl Untaken {
-    async fn run(self) {
-        Unattended(take(&self.0)).run().await;
-    }
-}
-
-impl Drop for Untaken {
-    fn drop(&mut self) {
-        drop(Unattended(take(&self.0)));
-    }
-}
-
-impl Undo {
-    /// Finishes it without its runtime. If that has shut down, `gone`, its connections are closed first.
-    fn finish_elsewhere(self, gone: Option<runtime::Id>) {
-        let Self {
-            task,
-            round,
-            mut ticket,
-        } = self;
-        let unsettled = round.unsettled();
+        round.ended(self.patience).await;
+        let unsettled: Vec<usize> = (0..self.masters.count())
+            .filter(|master| !self.is_final(*master, round.vote(*master).as_ref()))
+            .collect();
         drop(round);
-        bid(&ticket.farewell(), &task, unsettled, gone, move |granted| {
-            if granted {
-                ticket.settle();
-            }
-        });
+        pending.complaint = self.finish(unsettled).await;
     }
 
-    /// Finishes it without its runtime, which may never run again; and within it, should it run before that is done.
-    fn finish_here_or_elsewhere(self, own: &Handle) {
-        let (task, unsettled) = (self.task.clone(), self.round.unsettled());
-        let farewell = self.ticket.farewell();
-        let slot = Arc::new(Mutex::new(Some(self)));
-        own.spawn(Untaken(Arc::clone(&slot)).run());
-        bid(&farewell, &task, unsettled, None, move |granted| {
-            if granted && let Some(mut undo) = take(&slot) {
-                undo.ticket.settle();
-            }
-        });
-    }
-
-    async fn finish(&mut self) {
-        let Self {
-            task,
-            round,
-            ticket,
-        } = self;
-        round.ended(task.patience).await;
-        let unsettled = round.unsettled();
+    /// Deletes where that is not done for certain, until it is or the key is gone; returns why it is not confirmed.
+    async fn finish(&self, unsettled: Vec<usize>) -> Option<&'static str> {
         if unsettled.is_empty() {
-            ticket.settle();
-            return;
+            return None;
         }
-        let asked = unsettled.into_iter().map(|place| {
-            let master = task.masters.get(place);
-            master.ask_until_answered(task.request.clone())
-        });
-        let left = task.clock.now().until(task.gone);
-        ticket.complaint = match timeout(left, join_all(asked)).await {
+        let deleted = join_all(unsettled.into_iter().map(|master| self.delete_on(master)));
+        match timeout(self.clock.now().until(self.gone), deleted).await {
             Ok(votes) if votes.iter().all(Vote::is_settled) => None,
             Ok(_) => Some("a master refused it"),
             Err(_) => {
                 // The key is gone: nothing is left that could be confirmed.
-                warn_unconfirmed(&task.key, "a master did not answer until the ttl was over");
+                warn_unconfirmed(&self.key, "a master did not answer until the ttl was over");
                 None
             }
-        };
+        }
     }
-}
 
-fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
-}
+    /// Deletes on one master until what was sent before can no longer come after it.
+    async fn delete_on(&self, master: usize) -> Vote {
+        let mut pause = self.patience;
+        loop {
+            let vote = self
+                .masters
+                .delete_until_answered(master, &self.request, &self.deletes)
+                .await;
+            if !vote.is_settled() || self.is_final(master, Some(&vote)) {
+                return vote;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
 
-/// Sends what is left of a task without its runtime, and waits for that a moment, where that keeps no runtime from
-/// its work.
-fn bid(
-    farewell: &Arc<Farewell>,
-    task: &Task,
-    unsettled: Vec<usize>,
-    gone: Option<runtime::Id>,
-    granted: impl FnOnce(bool) + Send + 'static,
-) {
-    let (finished, wait) = sync_channel(1);
-    farewell.send(Wish {
-        request: task.request.clone(),
-        places: unsettled,
-        connections: task.masters.orphans(gone),
-        granted: Box::new(move |is_granted| {
-            granted(is_granted);
-            let _ = finished.try_send(());
-        }),
-    });
-    let wait = move || {
-        let _ = wait.recv_timeout(PATIENCE);
-    };
-    match Handle::try_current() {
-        // A runtime that is alive is not made to wait, but should not end before.
-        Ok(here) if here.id() != task.runtime.id() => drop(here.spawn_blocking(wait)),
-        // Its own, if we are within it, is shutting down.
-        _ => wait(),
+    /// Whether a master holds nothing of ours after this answer, now and later.
+    fn is_final(&self, master: usize, vote: Option<&Vote>) -> bool {
+        let has_found = matches!(vote, Some(Vote::Granted));
+        vote.is_some_and(Vote::is_settled) && !self.deletes.may_be_late(master, has_found)
     }
 }
 

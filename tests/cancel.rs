@@ -14,7 +14,7 @@ use redis::{Client, cmd};
 use support::{Proxy, Server, Upstream, eventually_async, unique};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use tokio_redlock::{LockError, LockGuard, Redlock, RetryPolicy};
@@ -28,8 +28,8 @@ const TTL: Duration = Duration::from_secs(60);
 /// As long as masters that answer may take to be clean.
 const SOON: Duration = Duration::from_secs(1);
 
-/// More polls than any operation here needs.
-const MANY: usize = 100;
+/// More steps than any operation here takes.
+const MANY: usize = 50;
 
 /// What is wrong with some of the masters while the future is polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,30 +51,48 @@ enum Connections {
     Given,
 }
 
-/// When a future is dropped that was polled as often as it is to be.
+/// When a future is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Then {
-    AtOnce,
-    /// When it would be polled again, because something has come in for it.
+enum Moment {
+    /// Between two of the steps that the client takes.
+    AfterSteps(usize),
+    /// When it would be polled again, because its outcome is there.
     OnceWoken,
 }
 
-/// Polls a future so many times, each time when it was woken, and drops it. Returns what it came to by then.
-async fn poll_and_drop<F: IntoFuture>(future: F, polls: usize, then: Then) -> Option<F::Output> {
+/// Polls a future until a moment has come, and drops it then. Returns what it came to by then.
+async fn poll_and_drop<F: IntoFuture>(future: F, moment: Moment) -> Option<F::Output> {
     let mut future = Box::pin(future.into_future());
-    let mut left = polls;
-    poll_fn(|cx| {
-        if left == 0 {
-            return Poll::Ready(None);
+    match moment {
+        Moment::AfterSteps(steps) => {
+            for step in 0..steps {
+                if let Poll::Ready(output) = futures::poll!(&mut future) {
+                    return Some(output);
+                }
+                take_step(step).await;
+            }
+            None
         }
-        left -= 1;
-        match future.as_mut().poll(cx) {
-            Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending if left == 0 && then == Then::AtOnce => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
+        Moment::OnceWoken => {
+            let mut is_first = true;
+            let woken = poll_fn(|cx| {
+                if !std::mem::take(&mut is_first) {
+                    return Poll::Ready(None);
+                }
+                future.as_mut().poll(cx).map(Some)
+            });
+            woken.await
         }
-    })
-    .await
+    }
+}
+
+/// Lets others go on: at first each task once, as far as it comes, then for longer and longer.
+async fn take_step(step: usize) {
+    const SMALL: usize = 30;
+    let Some(exponent) = step.checked_sub(SMALL) else {
+        return tokio::task::yield_now().await;
+    };
+    sleep(Duration::from_micros(100 << exponent)).await;
 }
 
 /// Three masters, the last one behind a proxy.
@@ -99,8 +117,17 @@ impl Masters {
         Redlock::new(self.urls()).expect("valid URLs")
     }
 
+    /// A client on the current runtime, which takes its steps when this one awaits.
+    fn client_here(&self) -> Redlock {
+        let builder = Redlock::builder().masters(self.urls());
+        builder
+            .runtime(Handle::current())
+            .build()
+            .expect("valid URLs")
+    }
+
     async fn client_with_given_connections(&self) -> Redlock {
-        let mut builder = Redlock::builder();
+        let mut builder = Redlock::builder().runtime(Handle::current());
         for url in self.urls() {
             let client = Client::open(url).expect("a valid URL");
             let connection = client.get_multiplexed_async_connection().await;
@@ -206,58 +233,71 @@ fn runtimes() -> [Runtime; 2] {
     })
 }
 
-/// An operation that is dropped after some polls, and what must hold then. Tells whether it had completed.
-trait Case: AsyncFn(&Redlock, usize, Then) -> bool {}
+/// An operation that is dropped at a moment, and what must hold then. Tells whether it had completed.
+trait Case: AsyncFn(&Redlock, Moment) -> bool {}
 
-impl<F: AsyncFn(&Redlock, usize, Then) -> bool> Case for F {}
+impl<F: AsyncFn(&Redlock, Moment) -> bool> Case for F {}
 
-/// Runs a case with every number of polls until the operation completes, with either way to drop it, on either
-/// kind of runtime.
-fn at_every_poll(masters: &Masters, connections: Connections, case: impl Case) {
+/// Where a client runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Home {
+    /// On a thread of its own.
+    Thread,
+    /// On the runtime of the test.
+    Here,
+}
+
+/// Runs a case with every number of steps until the operation completes, and where it is dropped with its outcome, on
+/// either kind of runtime and with either kind of client.
+fn at_every_step(masters: &Masters, connections: Connections, case: impl Case) {
     let mut most = 0;
-    for runtime in runtimes() {
-        for then in [Then::AtOnce, Then::OnceWoken] {
-            let polls = runtime.block_on(until_complete(masters, connections, then, &case));
-            most = most.max(polls);
+    for home in [Home::Thread, Home::Here] {
+        for runtime in runtimes() {
+            let steps = runtime.block_on(until_complete(masters, connections, home, &case));
+            most = most.max(steps);
         }
     }
-    // One may be enough where another thread handles the answers.
-    assert!(most > 1, "never dropped between two polls");
+    assert!(most > 3, "never dropped between two steps");
 }
 
 async fn until_complete(
     masters: &Masters,
     connections: Connections,
-    then: Then,
+    home: Home,
     case: &impl Case,
 ) -> usize {
+    let client = || match home {
+        Home::Thread => masters.client(),
+        Home::Here => masters.client_here(),
+    };
     let mut dlm = match connections {
         Connections::Given => masters.client_with_given_connections().await,
-        _ => masters.client(),
+        _ => client(),
     };
     lock_everywhere(&dlm, &masters.servers).await.leak();
-    for polls in 0..MANY {
+    for steps in 0..MANY {
         if connections == Connections::Fresh {
-            dlm = masters.client();
+            dlm = client();
         }
-        if case(&dlm, polls, then).await {
-            return polls;
+        if case(&dlm, Moment::AfterSteps(steps)).await {
+            case(&dlm, Moment::OnceWoken).await;
+            return steps;
         }
     }
-    panic!("not complete after {MANY} polls");
+    panic!("not complete after {MANY} steps");
 }
 
 fn locks(connections: Connections, fault: Fault) {
     let masters = Masters::start();
     let undone = AtomicU64::new(0);
-    at_every_poll(&masters, connections, async |dlm, polls, then| {
+    at_every_step(&masters, connections, async |dlm, moment| {
         let resource = unique("lock");
         let sets = masters.sets();
         if connections == Connections::Closed {
             masters.disconnect();
         }
         masters.fail(fault);
-        let outcome = poll_and_drop(dlm.try_lock(&resource, TTL), polls, then).await;
+        let outcome = poll_and_drop(dlm.try_lock(&resource, TTL), moment).await;
         masters.recover(fault);
         let complete = outcome.is_some();
         match outcome {
@@ -297,13 +337,13 @@ fn fails(connections: Connections, fault: Fault) -> bool {
 
 fn extensions(connections: Connections, fault: Fault) {
     let masters = Masters::start();
-    at_every_poll(&masters, connections, async |dlm, polls, then| {
+    at_every_step(&masters, connections, async |dlm, moment| {
         let guard = lock_everywhere(dlm, &masters.servers).await;
         if connections == Connections::Closed {
             masters.disconnect();
         }
         masters.fail(fault);
-        let outcome = poll_and_drop(guard.extend(2 * TTL), polls, then).await;
+        let outcome = poll_and_drop(guard.extend(2 * TTL), moment).await;
         masters.recover(fault);
         let complete = outcome.is_some();
         match outcome {
@@ -325,14 +365,14 @@ fn extensions(connections: Connections, fault: Fault) {
 
 fn releases(connections: Connections, fault: Fault) {
     let masters = Masters::start();
-    at_every_poll(&masters, connections, async |dlm, polls, then| {
+    at_every_step(&masters, connections, async |dlm, moment| {
         let guard = lock_everywhere(dlm, &masters.servers).await;
         let resource = name(&guard);
         if connections == Connections::Closed {
             masters.disconnect();
         }
         masters.fail(fault);
-        let outcome = poll_and_drop(guard.release(), polls, then).await;
+        let outcome = poll_and_drop(guard.release(), moment).await;
         masters.recover(fault);
         match &outcome {
             None | Some(Ok(())) => {}
@@ -426,7 +466,7 @@ async fn a_bare_request_dropped_leaves_its_key() {
     let mut set = cmd("SET");
     set.arg(&resource).arg("value");
     let request = connection.req_packed_command(&set);
-    let outcome = poll_and_drop(request, 1, Then::OnceWoken).await;
+    let outcome = poll_and_drop(request, Moment::OnceWoken).await;
     assert!(outcome.is_none());
     assert!(server.get(&resource).is_some());
 }
@@ -443,15 +483,15 @@ fn lazy() -> RetryPolicy {
 }
 
 #[test]
-fn a_lock_dropped_at_any_poll_of_many_attempts_leaves_nothing() {
+fn a_lock_dropped_at_any_step_of_many_attempts_leaves_nothing() {
     let masters = Masters::start();
     for runtime in runtimes() {
         runtime.block_on(async {
-            let (dlm, rival) = (masters.client(), masters.client());
+            let (dlm, rival) = (masters.client_here(), masters.client());
             let taken = lock_everywhere(&rival, &masters.servers).await;
-            for polls in 0..24 {
+            for steps in 0..40 {
                 let request = dlm.lock(taken.resource(), TTL).retry(hasty());
-                let outcome = poll_and_drop(request, polls, Then::AtOnce).await;
+                let outcome = poll_and_drop(request, Moment::AfterSteps(steps)).await;
                 assert!(outcome.is_none());
             }
             assert_eq!(dlm.shutdown(SOON).await, 0);
@@ -676,8 +716,17 @@ impl Held {
     }
 }
 
-/// Locks where one SET comes to the third server only after all has been undone; tells whether that left a key.
-async fn late_set_is_left(third: &Server, cancelled: bool) -> bool {
+/// What became of a SET that came to the third server only after all had been undone.
+struct Late {
+    is_left: bool,
+    /// What a shutdown said before it came.
+    unconfirmed: usize,
+    dlm: Redlock,
+    resource: String,
+}
+
+/// Locks where one SET comes to the third server only after all has been undone.
+async fn late_set(third: &Server, cancelled: bool) -> Late {
     let others = Server::many::<2>();
     let resource = unique("lock");
     let set = format!("\r\nSET\r\n${}\r\n{resource}\r\n", resource.len());
@@ -704,24 +753,31 @@ async fn late_set_is_left(third: &Server, cancelled: bool) -> bool {
         drop(guard);
         late
     };
-    assert_eq!(dlm.shutdown(SOON).await, 0, "not confirmed");
+    let unconfirmed = dlm.shutdown(SOON).await;
     assert_eq!(third.get(&resource), None);
     late.expect("the SET was sent").deliver().await;
     assert_none_left(&others, &resource, "where all came in time");
-    third.get(&resource).is_some()
+    Late {
+        is_left: third.get(&resource).is_some(),
+        unconfirmed,
+        dlm,
+        resource,
+    }
 }
 
 #[tokio::test]
 async fn a_set_that_comes_after_its_undoing_is_refused() {
     let server = Server::start();
     for cancelled in [false, true] {
-        assert!(!late_set_is_left(&server, cancelled).await, "{cancelled}");
+        let late = late_set(&server, cancelled).await;
+        assert_eq!((late.is_left, late.unconfirmed), (false, 0), "{cancelled}");
     }
 }
 
-/// Shows that the test above would see such a key, and that nothing but the key is amiss then.
+/// Shows that the test above would see such a key.
 #[tokio::test]
-async fn a_set_that_comes_after_its_undoing_stays_where_the_client_may_not_close_connections() {
+async fn a_set_that_comes_after_its_undoing_is_deleted_again_where_the_client_may_not_close_connections()
+ {
     let everything_else = [
         "default",
         "on",
@@ -733,6 +789,9 @@ async fn a_set_that_comes_after_its_undoing_stays_where_the_client_may_not_close
     ];
     let server = Server::start_with(&[&["--user"], &everything_else[..]].concat());
     for cancelled in [false, true] {
-        assert!(late_set_is_left(&server, cancelled).await, "{cancelled}");
+        let late = late_set(&server, cancelled).await;
+        assert_eq!((late.is_left, late.unconfirmed), (true, 1), "{cancelled}");
+        assert_eq!(late.dlm.shutdown(LONG).await, 0);
+        assert_eq!(server.get(&late.resource), None);
     }
 }

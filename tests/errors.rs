@@ -7,10 +7,10 @@ use std::fmt::{Debug, Display};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use futures::FutureExt;
 use redis::aio::ConnectionLike;
 use redis::{Client, Cmd, Pipeline, RedisError, RedisFuture, Value, cmd};
 use support::{Logs, Proxy, Server, Upstream, eventually, eventually_async, free_port, unique};
+use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use tokio_redlock::{
     Attempts, Ballots, ExtendError, LockError, LockGuard, MasterError, Redlock, RedlockBuilder,
@@ -533,17 +533,6 @@ async fn a_ttl_that_cannot_be_used() {
     assert!(server.keys().is_empty());
 }
 
-#[test]
-fn a_future_that_no_runtime_polls() {
-    let server = Server::start();
-    let dlm = client(server.url());
-    let attempt = dlm.lock("resource", TTL).into_future().now_or_never();
-    let error = attempt.expect("an answer at once").unwrap_err();
-    assert!(matches!(error, LockError::NoRuntime), "{error:?}");
-    assert_says(&error, &["Tokio runtime"]);
-    assert_eq!(server.connected_clients(), 0);
-}
-
 #[tokio::test]
 async fn a_lock_that_is_lost() {
     let servers = Server::many::<3>();
@@ -645,6 +634,8 @@ async fn no_password_is_ever_shown() {
     for url in right.iter().chain(&wrong) {
         let by_client = Redlock::builder().client(Client::open(&url[..]).unwrap());
         for builder in [master(url), by_client] {
+            // Where the logs are captured.
+            let builder = builder.runtime(Handle::current());
             shown.debug(&builder);
             let dlm = build(builder);
             shown.debug(&dlm);

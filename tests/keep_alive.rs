@@ -420,11 +420,13 @@ async fn renewals_end_with_the_guard_however_it_goes() {
 }
 
 #[test]
-fn renewals_end_with_their_runtime_and_the_lock_with_its_validity() {
+fn renewals_on_a_given_runtime_end_with_it_and_the_lock_with_its_validity() {
     let ttl = Duration::from_millis(1_500);
     let servers = Server::many::<3>();
-    let dlm = redlock(&servers);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime can be built");
+    let builder = Redlock::builder().masters(servers.iter().map(Server::url));
+    let dlm = builder.runtime(runtime.handle().clone()).build();
+    let dlm = dlm.expect("valid URLs");
     let lock = || runtime.block_on(keep_alive(&dlm, &unique("r"), ttl));
     let (outlives, dropped) = (lock(), lock());
     runtime.block_on(renewals_go_on(&servers));
@@ -478,7 +480,7 @@ const MASTERS: &str = "MANY_LOCKS_MASTERS";
 const MANY: usize = 10_000;
 
 #[test]
-fn ten_thousand_locks_are_kept_alive_without_more_threads_and_by_one_task_each() {
+fn ten_thousand_locks_are_kept_alive_without_more_threads_or_tasks() {
     if let Ok(masters) = env::var(MASTERS) {
         return hold_many(&masters);
     }
@@ -488,7 +490,7 @@ fn ten_thousand_locks_are_kept_alive_without_more_threads_and_by_one_task_each()
     let own = env::current_exe().expect("this program has a path");
     let output = Command::new(own)
         .args([
-            "ten_thousand_locks_are_kept_alive_without_more_threads_and_by_one_task_each",
+            "ten_thousand_locks_are_kept_alive_without_more_threads_or_tasks",
             "--exact",
             "--nocapture",
         ])
@@ -555,11 +557,7 @@ fn hold_many(masters: &str) {
         let lost = guards.iter().filter_map(is_lost).count();
         assert_eq!(lost, 0);
         assert_eq!(self::threads(), threads);
-        // Some more for a moment, to tell the slower masters.
-        eventually_async("about one task each", LONG, async || {
-            (metrics.num_alive_tasks() - tasks).abs_diff(MANY) < MANY / 10
-        })
-        .await;
+        assert!(metrics.num_alive_tasks() <= tasks);
 
         drop(guards);
         assert_eq!(dlm.shutdown(LONG).await, 0);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use redis::cmd;
 use support::{Logs, Proxy, Server, eventually_async, unique};
+use tokio::runtime::Handle;
 use tokio_redlock::{KeepAlive, LockError, Redlock, RedlockBuilder, ReleaseError, RetryPolicy};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -29,10 +30,10 @@ const MS: Duration = Duration::from_millis(1);
 const FOREIGN: &str = "foreign";
 
 fn builder(servers: &[Server]) -> RedlockBuilder {
+    // Where the test captures what is logged.
+    let builder = Redlock::builder().runtime(Handle::current());
     let masters = servers.iter();
-    masters.fold(Redlock::builder(), |builder, server| {
-        builder.master(server.url())
-    })
+    masters.fold(builder, |builder, server| builder.master(server.url()))
 }
 
 /// A client that a busy machine does not make impatient.
@@ -399,7 +400,7 @@ async fn a_master_that_is_always_too_late_is_warned_of_once() {
 #[tokio::test]
 async fn a_master_whose_given_connection_fails_is_warned_of_once() {
     let mut servers = Server::many::<3>();
-    let mut given = Redlock::builder().request_timeout(LONG);
+    let mut given = builder(&[]).request_timeout(LONG);
     for server in &servers {
         let client = redis::Client::open(server.url()).unwrap();
         let connection = client.get_multiplexed_async_connection().await;

@@ -133,7 +133,7 @@ fn is_setup(executed: &Executed) -> bool {
     let ForClient(command) = executed else {
         return false;
     };
-    ["AUTH", "CLIENT", "HELLO", "SCRIPT", "SELECT"].contains(&&*command[0])
+    ["AUTH", "CLIENT", "HELLO", "INFO", "SCRIPT", "SELECT"].contains(&&*command[0])
 }
 
 fn is_hexadecimal(text: &str) -> bool {

@@ -10,13 +10,12 @@ use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use redis::{Cmd, Value as Reply};
-use tokio::runtime::{self, Handle};
 use tokio::time::{Instant, sleep, timeout};
 
 use self::mender::{Mender, Prober};
-use super::source::{Identity, Source, close, prepare};
+use super::source::{Earlier, Source, prepare};
 use super::watched::Watched;
-use super::wire::{Fault, Wire};
+use super::wire::{Fault, Unwanted, Wire};
 use crate::error::{Address, MasterError};
 
 /// A master that has left everything unanswered for this long is asked for a sign of life.
@@ -41,8 +40,12 @@ pub(crate) struct Link {
     /// How long an attempt to connect may take.
     timeout: Duration,
     state: Watched<State>,
-    /// The connection before the next one, if its master told us what it is called there.
-    predecessor: Mutex<Option<Identity>>,
+    /// The connections so far that may still be open at the master's end.
+    earlier: Mutex<Earlier>,
+    /// The latest of them, apart from the current one; 0: none.
+    latest_unclosed: AtomicU64,
+    /// How many connections there have been.
+    serials: AtomicU64,
     /// Where the two times below count from.
     created: Instant,
     /// When the oldest request was sent since the last reply, in milliseconds since `created`; 0: all is answered.
@@ -62,8 +65,13 @@ pub(crate) struct Link {
 pub(crate) struct Live {
     wire: Wire,
     serial: u64,
-    /// The runtime that serves it, and that it ends with.
-    runtime: runtime::Id,
+}
+
+impl Live {
+    /// Which one it is in the row of connections, from 1.
+    pub(crate) fn serial(&self) -> u64 {
+        self.serial
+    }
 }
 
 enum State {
@@ -93,7 +101,9 @@ impl Link {
             source,
             timeout: timeout.clamp(CONNECT_TIMEOUT, LONGEST_CONNECT_TIMEOUT),
             state: Watched::new(State::Idle),
-            predecessor: Mutex::new(None),
+            earlier: Mutex::new(Earlier::default()),
+            latest_unclosed: AtomicU64::new(0),
+            serials: AtomicU64::new(0),
             created: Instant::now(),
             asked: AtomicU64::new(0),
             attempted: AtomicU64::new(0),
@@ -108,11 +118,6 @@ impl Link {
         &self.address
     }
 
-    /// A link of its own to the same master.
-    pub(crate) fn sibling(&self) -> Self {
-        Self::new(self.address.clone(), self.source.clone(), self.timeout)
-    }
-
     /// The connection, opened now if need be.
     ///
     /// Waits for an attempt to connect, unless that has gone on for longer than `patience`: a master that is known
@@ -123,14 +128,35 @@ impl Link {
         }
         let look = |state: &State| match state {
             State::Up(live) => Some(Ok(live.clone())),
-            State::Hung(_) => Some(Err(MasterError::Hung(self.silence()))),
-            State::Down(error) => Some(Err(error.clone())),
-            State::Connecting { since } if since.elapsed() > patience => {
-                Some(Err(MasterError::TimedOut(patience)))
-            }
-            State::Connecting { .. } | State::Idle => None,
+            _ => self.failure(state, patience).map(Err),
         };
         self.state.wait_for(|| self.connect_if_idle(), look).await
+    }
+
+    /// Why a request would fail at once. Begins to connect, as a request does.
+    pub(crate) fn known_failure(self: &Arc<Self>, patience: Duration) -> Option<MasterError> {
+        let failure = self.failure(&self.state.borrow(), patience);
+        if failure.is_some() {
+            self.connect_if_idle();
+        }
+        failure
+    }
+
+    fn failure(&self, state: &State, patience: Duration) -> Option<MasterError> {
+        match state {
+            State::Hung(_) => Some(MasterError::Hung(self.silence())),
+            State::Down(error) => Some(error.clone()),
+            State::Connecting { since } if since.elapsed() > patience => {
+                Some(MasterError::TimedOut(patience))
+            }
+            State::Up(_) | State::Connecting { .. } | State::Idle => None,
+        }
+    }
+
+    /// Whether that connection and all later ones but the current one are surely closed at the master's end, so that
+    /// nothing sent on them is executed any more.
+    pub(crate) fn is_alone_since(&self, serial: u64) -> bool {
+        serial > self.latest_unclosed.load(Ordering::Acquire)
     }
 
     /// The connection for what undoes something, also one that hangs: there it is executed behind what it undoes,
@@ -151,38 +177,16 @@ impl Link {
         self.state.wait_for(|| self.connect_if_idle(), look).await;
     }
 
-    /// The connection as its master knows it, if it has ended or ends with that runtime, and so is not used any more.
-    pub(crate) fn orphan(&self, gone: Option<runtime::Id>) -> Option<Identity> {
-        self.state.modify(|state| {
-            let ends = matches!(state, State::Up(live) if Some(live.runtime) == gone);
-            if ends {
-                *state = State::Idle;
-            }
-            ends
-        });
-        if self.is_up() {
-            None
-        } else {
-            lock(&self.predecessor).clone()
-        }
-    }
-
-    /// Closes another connection to this master at its end.
-    pub(crate) async fn close(self: &Arc<Self>, other: Identity, patience: Duration) {
-        if let Ok(live) = self.live(patience).await {
-            close(&live.wire, Some(other)).await;
-        }
-    }
-
     /// Sends one command and waits for the reply; the first poll hands it over.
     pub(crate) async fn exchange(
         self: &Arc<Self>,
         live: Live,
         command: Arc<Cmd>,
+        unwanted: Unwanted,
     ) -> Result<Reply, Fault> {
         self.mark_asked(&live);
         let Live { wire, serial, .. } = live;
-        let reply = wire.send(command).await;
+        let reply = wire.send(command, unwanted).await;
         match &reply {
             Err(Fault::Broken(_)) => self.broken(serial),
             // Said by a connection that the user gave us, not by the master.
@@ -291,13 +295,12 @@ impl Link {
         let since_last = self.since(&self.attempted);
         sleep(MIN_PAUSE.saturating_sub(since_last)).await;
         self.attempted.store(self.now(), Ordering::Relaxed);
-        let predecessor = lock(&self.predecessor).clone();
-        let runtime = Handle::current().id();
+        let mut earlier = lock(&self.earlier).clone();
         let opened = timeout(self.timeout, async {
             let wire = self.source.open().await?;
             // From here on the old connection is closed, even should it come back to life.
             self.change(|state| matches!(state, State::Hung(_)), State::connecting());
-            let identity = prepare(&wire, predecessor).await;
+            let identity = prepare(&wire, &mut earlier).await;
             Ok((wire, identity))
         });
         let opened = opened.await.unwrap_or_else(|_| {
@@ -305,17 +308,15 @@ impl Link {
             Err(io::Error::new(io::ErrorKind::TimedOut, error).into())
         });
         let (wire, identity) = opened.map_err(MasterError::from_connecting)?;
-        if identity.is_some() {
-            *lock(&self.predecessor) = identity;
-        }
-        let serial = self.attempted.load(Ordering::Relaxed);
+        let serial = self.serials.fetch_add(1, Ordering::Relaxed) + 1;
+        // Before the connection is used: a delete on it asks for this.
+        self.latest_unclosed
+            .store(earlier.latest(), Ordering::Release);
+        earlier.push(serial, identity);
+        *lock(&self.earlier) = earlier;
         self.refusing.store(false, Ordering::Relaxed);
         self.heard();
-        self.state.set(State::Up(Live {
-            wire,
-            serial,
-            runtime,
-        }));
+        self.state.set(State::Up(Live { wire, serial }));
         Ok(())
     }
 

@@ -14,18 +14,17 @@ use std::task::Poll;
 use std::time::Duration;
 
 use redis::{ErrorKind, ServerErrorKind, Value as Reply};
-use tokio::runtime;
 use tokio::time::{sleep, timeout};
 
 use self::link::Link;
 pub(crate) use self::request::Request;
 use self::request::read_state;
-pub(crate) use self::source::{Identity, Source, address};
-use self::wire::Fault;
+pub(crate) use self::source::{Source, address};
 pub(crate) use self::wire::Given;
+use self::wire::{Fault, Unwanted};
 use crate::error::{Address, MasterError, Vote};
 use crate::inspect::{Sighting, State};
-use crate::trail::Step;
+use crate::permit::SendPermit;
 
 /// The first and the longest time to wait for an answer that must come in the end.
 const FIRST_PATIENCE: Duration = Duration::from_millis(500);
@@ -44,24 +43,13 @@ impl Master {
         Self { link }
     }
 
-    /// The same master with a connection of its own.
-    pub(crate) fn sibling(&self) -> Self {
-        let link = Arc::new(self.link.sibling());
-        Self { link }
-    }
-
     pub(crate) fn address(&self) -> &Address {
         self.link.address()
     }
 
-    /// The connection, if it has ended or ends with that runtime.
-    pub(crate) fn orphan(&self, gone: Option<runtime::Id>) -> Option<Identity> {
-        self.link.orphan(gone)
-    }
-
-    /// Closes a connection at the master's end: what is still under way there comes to nothing.
-    pub(crate) async fn close(&self, connection: Identity, patience: Duration) {
-        self.link.close(connection, patience).await;
+    /// Why a request would fail at once; has the master connected to as a request would.
+    pub(crate) fn known_failure(&self, patience: Duration) -> Option<MasterError> {
+        self.link.known_failure(patience)
     }
 
     /// No answer came in time.
@@ -71,12 +59,17 @@ impl Master {
         error
     }
 
-    /// Sends a request, if `step` still allows it when there is a connection, and waits for the vote.
+    /// Sends a request, if it is still permitted when there is a connection, and waits for the vote.
     ///
     /// `patience` is how long to wait for a connection. The request is handed over by the poll that finds one,
     /// the first if it is open already.
-    pub(crate) async fn ask(self, request: Request, step: Step, patience: Duration) -> Vote {
-        let vote = self.vote(&request, &step, patience).await;
+    pub(crate) async fn ask(
+        self,
+        request: Request,
+        permit: SendPermit,
+        patience: Duration,
+    ) -> Vote {
+        let vote = self.vote(&request, &permit, patience).await;
         match &vote {
             Vote::Failed(error) => self.link.report(error),
             Vote::Granted | Vote::Refused | Vote::Recreated => self.link.report_answer(),
@@ -85,21 +78,26 @@ impl Master {
         vote
     }
 
-    async fn vote(&self, request: &Request, step: &Step, patience: Duration) -> Vote {
-        let vote = match self.send(request, step, patience).await {
+    async fn vote(&self, request: &Request, permit: &SendPermit, patience: Duration) -> Vote {
+        let vote = match self.send(request, permit, patience).await {
             Ok(Some(reply)) => request.read(&reply),
             Ok(None) => Vote::Unheard,
             Err(error) => Vote::Failed(error),
         };
         if matches!(vote, Vote::Refused) {
-            step.undone();
+            permit.retract();
         }
         vote
     }
 
     /// What there is on this master; waits for it as long as for a connection.
     pub(crate) async fn look(self, request: Request, patience: Duration) -> Sighting {
-        let reply = match timeout(patience, self.send(&request, &Step::Free, patience)).await {
+        let reply = match timeout(
+            patience,
+            self.send(&request, &SendPermit::ReadOnly, patience),
+        )
+        .await
+        {
             Ok(reply) => reply,
             Err(_) => Err(self.report_timeout(patience)),
         };
@@ -111,11 +109,11 @@ impl Master {
         Sighting { master, state }
     }
 
-    /// Sends a request and waits for the reply; `None` if `step` did not allow it any more.
+    /// Sends a request and waits for the reply; `None` if it was not permitted any more.
     async fn send(
         &self,
         request: &Request,
-        step: &Step,
+        permit: &SendPermit,
         patience: Duration,
     ) -> Result<Option<Reply>, MasterError> {
         let link = &self.link;
@@ -123,55 +121,67 @@ impl Master {
         let mut reconnect = true;
         let mut with_text = false;
         loop {
-            let live = match step {
-                Step::Undo => link.live_to_undo(patience).await?,
-                Step::Free | Step::On(..) => link.live(patience).await?,
+            let (live, unwanted) = match permit {
+                SendPermit::Delete(..) => (link.live_to_undo(patience).await?, Unwanted::Sent),
+                SendPermit::ReadOnly | SendPermit::Write(..) => {
+                    (link.live(patience).await?, Unwanted::Dropped)
+                }
             };
-            let mut exchange = pin!(link.exchange(live, command.clone()));
-            let first_poll =
-                poll_fn(|cx| Poll::Ready(step.take(|| exchange.as_mut().poll(cx)))).await;
-            let reply = match first_poll {
+            let connection = live.serial();
+            let mut exchange = pin!(link.exchange(live, command.clone(), unwanted));
+            let is_alone_since = |before| link.is_alone_since(before);
+            let first_poll = poll_fn(|cx| {
+                let send = || exchange.as_mut().poll(cx);
+                Poll::Ready(permit.send(connection, is_alone_since, send))
+            });
+            let reply = match first_poll.await {
                 None => return Ok(None),
                 // The connection had ended before; nothing was sent, or to no effect. Typically it was idle.
                 Some(Poll::Ready(Err(Fault::Broken(_)))) if reconnect => {
+                    permit.answered();
+                    permit.retract();
                     reconnect = false;
                     continue;
                 }
                 Some(Poll::Ready(reply)) => reply,
                 Some(Poll::Pending) => exchange.await,
             };
-            match reply {
+            let error = match reply {
                 Ok(reply) => {
+                    permit.answered();
                     return Ok(Some(reply));
                 }
-                Err(Fault::Replied(error))
-                    if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
-                        && !with_text =>
-                {
-                    with_text = true;
-                    command = request.command_with_text();
-                }
-                Err(Fault::Replied(error) | Fault::Broken(error)) => {
-                    let error = MasterError::from_redis(error);
-                    // Said of this very request; what a connection is refused for says nothing of an earlier one.
-                    if error.is_refusal() {
-                        step.undone();
-                    }
-                    return Err(error);
-                }
+                Err(Fault::Replied(error)) => error,
+                Err(Fault::Broken(error)) => return Err(MasterError::from_redis(error)),
+            };
+            // A connection that the user gave us may reply with an error of its own.
+            if !error.is_io_error() {
+                permit.answered();
             }
+            if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) && !with_text {
+                permit.retract();
+                with_text = true;
+                command = request.command_with_text();
+                continue;
+            }
+            let error = MasterError::from_redis(error);
+            // Said of this very request; what a connection is refused for says nothing of an earlier one.
+            if error.is_refusal() {
+                permit.retract();
+            }
+            return Err(error);
         }
     }
 
     /// Sends a request again and again, on one connection after the other, until there is an answer.
     ///
     /// Only for a request that may be executed any number of times.
-    pub(crate) async fn ask_until_answered(self, request: Request) -> Vote {
+    pub(crate) async fn ask_until_answered(&self, request: &Request, permit: &SendPermit) -> Vote {
         let mut patience = FIRST_PATIENCE;
         loop {
             self.link.up().await;
             // The log is told nothing: an answer that takes this long is not one in time.
-            let vote = self.vote(&request, &Step::Undo, patience);
+            let vote = self.vote(request, permit, patience);
             match timeout(patience, vote).await {
                 Ok(Vote::Failed(error)) if error.may_pass() => sleep(patience / 10).await,
                 Ok(vote) => return vote,

@@ -1,16 +1,19 @@
 //! Where the connections to one master come from.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::join_all;
 use redis::io::tcp::socket2::TcpKeepalive;
-use redis::{AsyncConnectionConfig, Client, ConnectionAddr, FromRedisValue, RedisResult};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, FromRedisValue, RedisResult, Value as Reply,
+};
 use tokio::sync::Semaphore;
 
 use super::request::scripts;
-use super::wire::{Given, Wire};
+use super::wire::{Given, Unwanted, Wire};
 use crate::error::Address;
 
 /// An idle connection is probed after so long: below the five minutes after which common firewalls forget it.
@@ -26,12 +29,51 @@ pub(crate) enum Source {
     Given(Arc<dyn Given>),
 }
 
-/// A connection as its master knows it.
+/// A connection as its master knows it. Ids start again when a master restarts, but the id of the run changes then, so
+/// the two together never name the connection of somebody else.
 #[derive(Clone)]
 pub(crate) struct Identity {
+    run: String,
     id: u64,
-    /// The address that the master sees, so that no other connection is meant should ids have started again.
-    address: String,
+}
+
+/// More earlier connections than this are not remembered one by one.
+const MAX_EARLIER: usize = 8;
+
+/// The connections that may still be open at the master's end.
+#[derive(Clone, Default)]
+pub(crate) struct Earlier {
+    /// Oldest first; without an identity it cannot be closed.
+    connections: VecDeque<(u64, Option<Identity>)>,
+    /// The latest of those that are not remembered any more, although they may be open; 0: none.
+    latest_forgotten: u64,
+}
+
+impl Earlier {
+    pub(crate) fn push(&mut self, serial: u64, identity: Option<Identity>) {
+        self.connections.push_back((serial, identity));
+        if self.connections.len() > MAX_EARLIER
+            && let Some((forgotten, _)) = self.connections.pop_front()
+        {
+            self.latest_forgotten = forgotten;
+        }
+    }
+
+    /// The latest of them; 0: none.
+    pub(crate) fn latest(&self) -> u64 {
+        let latest = self.connections.back().map(|(serial, _)| *serial);
+        latest.unwrap_or(self.latest_forgotten)
+    }
+
+    /// The master is known to have restarted: all of its connections ended with the process.
+    fn have_ended_before(&self, run: &str) -> bool {
+        let known = self
+            .connections
+            .iter()
+            .rev()
+            .find_map(|(_, it)| it.as_ref());
+        known.is_some_and(|identity| identity.run != run)
+    }
 }
 
 impl Source {
@@ -74,20 +116,21 @@ impl Source {
     }
 }
 
-/// Makes a connection ready for use, and tells what it is called at the master's end.
+/// Makes a connection ready for use, and returns what its master calls it.
 ///
-/// Its predecessor is closed there. Whatever was still under way on that is refused from then on, so that no
-/// request sent on the new connection is overtaken by one of the old. A master that does not allow it, or does not
-/// know the command, is used all the same.
-pub(crate) async fn prepare(wire: &Wire, predecessor: Option<Identity>) -> Option<Identity> {
+/// The earlier ones are closed there. What was still under way on them is refused from then on, so no request on the
+/// new connection is overtaken by one of them. Those that may not be closed, or are not known, are left in `earlier`.
+pub(crate) async fn prepare(wire: &Wire, earlier: &mut Earlier) -> Option<Identity> {
     match wire {
         Wire::Own(_) => {
-            let ((), identity, ()) =
-                futures::join!(close(wire, predecessor), identify(wire), load_scripts(wire));
+            let (identity, ()) = futures::join!(identify(wire), load_scripts(wire));
+            if let Some(identity) = &identity {
+                close(wire, earlier, &identity.run).await;
+            }
             identity
         }
         Wire::Given(_) => {
-            // Handed over by the first poll, before any other request; nobody needs the reply.
+            // Sent by the first poll, before any other request; nobody needs the reply.
             let _ = load_scripts(wire).now_or_never();
             None
         }
@@ -113,26 +156,55 @@ pub(crate) fn address(client: &Client) -> Address {
 }
 
 async fn identify(wire: &Wire) -> Option<Identity> {
-    let mut info = redis::cmd("CLIENT");
-    info.arg("INFO");
-    let reply = wire.clone().send(Arc::new(info)).await.ok()?;
-    let line = String::from_redis_value(reply).ok()?;
-    let field = |name| line.split(' ').find_map(|field| field.strip_prefix(name));
+    let (mut client, mut server) = (redis::cmd("CLIENT"), redis::cmd("INFO"));
+    client.arg("INFO");
+    server.arg("server");
+    let (client, server) = futures::join!(text(wire, client), text(wire, server));
+    let (client, server) = (client?, server?);
+    let id = client
+        .split(' ')
+        .find_map(|field| field.strip_prefix("id="));
+    let run = server.lines().find_map(|line| line.strip_prefix("run_id:"));
     Some(Identity {
-        id: field("id=")?.parse().ok()?,
-        address: field("addr=")?.to_owned(),
+        id: id?.parse().ok()?,
+        run: run?.trim_end().to_owned(),
     })
 }
 
-/// Closes another connection at the master's end, if that is allowed.
-pub(crate) async fn close(wire: &Wire, other: Option<Identity>) {
-    let Some(Identity { id, address }) = other else {
+async fn text(wire: &Wire, command: Cmd) -> Option<String> {
+    let reply = wire
+        .clone()
+        .send(Arc::new(command), Unwanted::Dropped)
+        .await
+        .ok()?;
+    String::from_redis_value(reply).ok()
+}
+
+/// Closes the earlier connections at the master's end, and leaves those for which that is not certain.
+async fn close(wire: &Wire, earlier: &mut Earlier, run: &str) {
+    if earlier.have_ended_before(run) {
+        *earlier = Earlier::default();
         return;
-    };
-    let mut kill = redis::cmd("CLIENT");
-    kill.arg("KILL").arg("ID").arg(id).arg("ADDR").arg(address);
-    // Whatever the reply: there is nothing more to be done about it.
-    drop(wire.clone().send(Arc::new(kill)).await);
+    }
+    let closed = join_all(earlier.connections.iter().map(async |(_, connection)| {
+        let Some(Identity { run: same, id }) = connection else {
+            return false;
+        };
+        if same != run {
+            return true;
+        }
+        let mut kill = redis::cmd("CLIENT");
+        kill.arg("KILL").arg("ID").arg(*id);
+        // 1 if it was open, 0 if not.
+        matches!(
+            wire.clone().send(Arc::new(kill), Unwanted::Dropped).await,
+            Ok(Reply::Int(_))
+        )
+    }));
+    let mut closed = closed.await.into_iter();
+    earlier
+        .connections
+        .retain(|_| !closed.next().unwrap_or(false));
 }
 
 /// Without the scripts at hand, the first release would cost a second round trip, and come after whatever is sent
@@ -141,7 +213,7 @@ async fn load_scripts(wire: &Wire) {
     let load = |script| {
         let mut load = redis::cmd("SCRIPT");
         load.arg("LOAD").arg(script);
-        wire.clone().send(Arc::new(load))
+        wire.clone().send(Arc::new(load), Unwanted::Dropped)
     };
     join_all(scripts().map(load)).await;
 }

@@ -34,7 +34,17 @@ pub(crate) enum Fault {
 /// A request on its way to a connection that the user gave us.
 pub(crate) struct Envelope {
     command: Arc<Cmd>,
+    unwanted: Unwanted,
     reply: oneshot::Sender<RedisResult<Reply>>,
+}
+
+/// What becomes of a request that waits for its turn when nobody waits for its reply any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unwanted {
+    /// It is not sent.
+    Dropped,
+    /// It is sent all the same: it undoes what was sent before.
+    Sent,
 }
 
 /// A connection that the user gave us, whatever its type.
@@ -62,11 +72,11 @@ impl Wire {
 
     /// Sends a command and waits for the reply. The first poll hands it over; dropping the future after that
     /// leaves the outcome unknown.
-    pub(crate) async fn send(self, command: Arc<Cmd>) -> Result<Reply, Fault> {
+    pub(crate) async fn send(self, command: Arc<Cmd>, unwanted: Unwanted) -> Result<Reply, Fault> {
         // Unconstrained, or a task that has used up its budget would put the hand-over off to a later poll.
         match self {
             Self::Own(connection) => unconstrained(request(connection, command)).await,
-            Self::Given(queue) => unconstrained(enqueue(queue, command)).await,
+            Self::Given(queue) => unconstrained(enqueue(queue, command, unwanted)).await,
         }
     }
 }
@@ -85,9 +95,14 @@ async fn request(mut connection: MultiplexedConnection, command: Arc<Cmd>) -> Re
 async fn enqueue(
     queue: mpsc::UnboundedSender<Envelope>,
     command: Arc<Cmd>,
+    unwanted: Unwanted,
 ) -> Result<Reply, Fault> {
     let (reply, answer) = oneshot::channel();
-    let sent = queue.send(Envelope { command, reply });
+    let sent = queue.send(Envelope {
+        command,
+        unwanted,
+        reply,
+    });
     let answer = match sent {
         Ok(()) => answer.await.ok(),
         Err(_) => None,
@@ -104,16 +119,17 @@ fn runtime_gone() -> RedisError {
     .into()
 }
 
-/// Hands requests to a connection that the user gave us, and the replies back. Every request is followed to its end,
-/// whether or not somebody still waits for it.
+/// Hands requests to a connection that the user gave us, and the replies back.
 ///
-/// Those with the same key come one after the other, each when the one before is answered: a connection that has no
-/// room for more may let a later request pass an earlier one, and none may pass the SET that it undoes.
+/// Requests with the same value go one after the other, each when the one before is answered: a connection that has no
+/// room for more may let a later request pass an earlier one, and none may pass the SET that it undoes. A request that
+/// was handed over is followed to its end. One that still waits for its turn when its sender is gone is not sent, unless
+/// it deletes.
 async fn deliver(connection: Arc<dyn Given>, mut requests: mpsc::UnboundedReceiver<Envelope>) {
-    // What came after the request that is under way, for each key.
+    // What came after the request that is under way, for each value.
     let mut waiting: HashMap<Vec<u8>, VecDeque<Envelope>> = HashMap::new();
     let mut under_way = FuturesUnordered::new();
-    let deliver = |Envelope { command, reply }| {
+    let deliver = |Envelope { command, reply, .. }| {
         let answer = connection.request(Arc::clone(&command));
         unconstrained(async move {
             drop(reply.send(answer.await));
@@ -124,8 +140,12 @@ async fn deliver(connection: Arc<dyn Given>, mut requests: mpsc::UnboundedReceiv
         tokio::select! {
             biased;
             Some(envelope) = requests.recv() => {
-                match key(&envelope.command).map(|key| waiting.entry(key.to_vec())) {
-                    Some(Entry::Occupied(mut same)) => same.get_mut().push_back(envelope),
+                match value(&envelope.command).map(|value| waiting.entry(value.to_vec())) {
+                    Some(Entry::Occupied(mut same)) => {
+                        // While the connection hangs a delete is repeated; only the last one is of use.
+                        same.get_mut().retain(|earlier| !earlier.reply.is_closed());
+                        same.get_mut().push_back(envelope);
+                    }
                     Some(Entry::Vacant(first)) => {
                         first.insert(VecDeque::new());
                         under_way.push(deliver(envelope));
@@ -134,10 +154,12 @@ async fn deliver(connection: Arc<dyn Given>, mut requests: mpsc::UnboundedReceiv
                 }
             }
             Some(command) = under_way.next() => {
-                let Some(key) = key(&command) else { continue };
-                match waiting.get_mut(key).and_then(VecDeque::pop_front) {
+                let Some(value) = value(&command) else { continue };
+                let Some(same) = waiting.get_mut(value) else { continue };
+                same.retain(|next| next.unwanted == Unwanted::Sent || !next.reply.is_closed());
+                match same.pop_front() {
                     Some(next) => under_way.push(deliver(next)),
-                    None => drop(waiting.remove(key)),
+                    None => drop(waiting.remove(value)),
                 }
             }
             else => break,
@@ -145,21 +167,22 @@ async fn deliver(connection: Arc<dyn Given>, mut requests: mpsc::UnboundedReceiv
     }
 }
 
-/// The key that a request is about.
-fn key(command: &Cmd) -> Option<&[u8]> {
+/// The value that a request is about.
+fn value(command: &Cmd) -> Option<&[u8]> {
     #[cfg(test)]
     if crate::simulation::Rule::DeletesNeverOvertake.is_broken() {
         return None;
     }
     let mut arguments = command.args_iter();
     let place = match arguments.next()? {
-        Arg::Simple(b"SET") => 0,
-        // After the script and the number of keys.
-        Arg::Simple(b"EVALSHA" | b"EVAL") => 2,
+        // After the key.
+        Arg::Simple(b"SET") => 1,
+        // After the script, the number of keys, and the key.
+        Arg::Simple(b"EVALSHA" | b"EVAL") => 3,
         _ => return None,
     };
     match arguments.nth(place)? {
-        Arg::Simple(key) => Some(key),
+        Arg::Simple(value) => Some(value),
         _ => None,
     }
 }

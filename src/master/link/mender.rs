@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Link, Live, MIN_PAUSE, SILENCE, State};
 use crate::error::MasterError;
-use crate::master::wire::Fault;
+use crate::master::wire::{Fault, Unwanted};
 
 /// At most this long, so that a master that comes back votes within half a second.
 const MAX_PAUSE: Duration = Duration::from_millis(250);
@@ -121,7 +121,7 @@ impl Prober {
     pub(super) async fn run(self, live: Live) {
         let Self(mender) = &self;
         let link = &mender.link;
-        let ping = link.exchange(live.clone(), ping());
+        let ping = link.exchange(live.clone(), ping(), Unwanted::Dropped);
         if timeout(link.doubt(), ping).await.is_ok() {
             return;
         }
@@ -138,7 +138,7 @@ impl Prober {
 /// Waits for a sign of life; `false` if the connection breaks instead.
 async fn revives(live: &Live) -> bool {
     loop {
-        match live.wire.clone().send(ping()).await {
+        match live.wire.clone().send(ping(), Unwanted::Dropped).await {
             Err(Fault::Broken(_)) => return false,
             // Said by a connection that the user gave us, not by the master.
             Err(Fault::Replied(error)) if error.is_io_error() => sleep(SILENCE).await,

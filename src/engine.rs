@@ -1,0 +1,380 @@
+//! Where connections and background tasks run: the thread of this process, or a runtime that the caller named. Knows
+//! no master.
+//!
+//! A caller hands a job over and awaits its output on whatever executor it runs on, so it does not matter whose
+//! runtime ends, idles or is blocked. One task, the dispatcher, polls all jobs of a client. It begins every job that
+//! has arrived before a connection gets its turn to write, so the commands of many jobs share one write.
+
+use std::future::{pending, poll_fn};
+use std::mem::forget;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::{io, process, thread};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use thiserror::Error;
+use tokio::runtime::{self, Handle, Runtime};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{self, coop::unconstrained};
+
+use crate::linger::Grace;
+use crate::per_process::PerProcess;
+
+/// Of the thread, and of those that look up names for it.
+const NAME: &str = "redlock";
+
+/// How many jobs the dispatcher begins, and ends, before connections and timers get their turn. Without a limit, callers
+/// whose jobs end at once could keep it busy for ever.
+const JOBS_PER_TURN: usize = 64;
+
+/// Which runtime an engine uses.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Home {
+    /// That of the thread `redlock`, which all clients of this process share.
+    #[default]
+    Thread,
+    /// The one that the caller named.
+    Runtime(Handle),
+    /// Whichever is the current one when there is something to run: for masters in memory, which go by its clock.
+    #[cfg(any(test, feature = "test-util"))]
+    Current,
+}
+
+/// Why a job has no output.
+#[derive(Clone, Debug, Error)]
+pub(crate) enum Stopped {
+    #[error("the runtime of this client has shut down")]
+    RuntimeEnded,
+    #[error("the thread of the client cannot be started: {0}")]
+    NoThread(Arc<io::Error>),
+    #[cfg(any(test, feature = "test-util"))]
+    #[error("masters in memory need a Tokio runtime around every call")]
+    NoRuntime,
+    #[error("this process was forked from the one that the call or the lock belongs to")]
+    Forked,
+}
+
+type Job = BoxFuture<'static, ()>;
+
+/// The background of one client.
+pub(crate) struct Engine {
+    home: Home,
+    process: u32,
+    dispatcher: Mutex<Option<Dispatcher>>,
+    grace: Grace,
+}
+
+/// The way to the task that polls the jobs.
+struct Dispatcher {
+    queue: mpsc::UnboundedSender<Job>,
+    task: Arc<OnceLock<task::Id>>,
+}
+
+impl Engine {
+    /// Starts nothing before the first job.
+    pub(crate) fn new(home: Home) -> Self {
+        Self {
+            home,
+            process: process::id(),
+            dispatcher: Mutex::new(None),
+            grace: Grace::default(),
+        }
+    }
+
+    /// Whether this process is a child of the one that the engine belongs to. Its tasks are not here, and one of them
+    /// may have had a lock at the moment of the fork.
+    fn is_forked(&self) -> bool {
+        self.process != process::id()
+    }
+
+    /// Whether there has been a job.
+    pub(crate) fn has_started(&self) -> bool {
+        self.lock().is_some()
+    }
+
+    /// Whether the caller is a job of this engine.
+    pub(crate) fn is_current(&self) -> bool {
+        let Some(task) = task::try_id() else {
+            return false;
+        };
+        let dispatcher = self.lock();
+        let dispatcher = dispatcher.as_ref();
+        dispatcher.is_some_and(|dispatcher| dispatcher.task.get() == Some(&task))
+    }
+
+    /// Runs a job to its end, whether or not somebody waits. Where there is no engine any more, the job is dropped.
+    pub(crate) fn spawn(&self, job: impl Future<Output = ()> + Send + 'static) {
+        let _ = self.submit(guarded(job));
+    }
+
+    /// [Spawns](Self::spawn) a job whose commands come before those of every job that is submitted later.
+    ///
+    /// That is so by the order of the queue, except for a job that another job begins: that one is polled once here and
+    /// now, since the queue may hold others already.
+    pub(crate) fn begin(&self, job: impl Future<Output = ()> + Send + 'static) {
+        let mut job = guarded(job);
+        if self.is_current() && poll_once(&mut job).is_ready() {
+            return;
+        }
+        let _ = self.submit(job);
+    }
+
+    /// Runs a job for a caller. When the caller drops the future, the job is dropped.
+    pub(crate) fn run<T: Send + 'static>(
+        &self,
+        job: impl Future<Output = T> + Send + 'static,
+    ) -> Running<T> {
+        let (output, received) = oneshot::channel();
+        let refused = self.submit(guarded(while_wanted(Box::pin(job), output)));
+        Running {
+            received: Some(received),
+            refused: refused.err(),
+            process: process::id(),
+        }
+    }
+
+    /// Keeps the runtime of the caller from ending before all that was handed to this engine is written to the
+    /// connections there are. Where there is no runtime, waits for that.
+    pub(crate) fn linger(&self) {
+        let outlives_caller = matches!(self.home, Home::Thread) && !self.is_forked();
+        if outlives_caller && self.has_started() && !self.is_current() {
+            self.grace.wait_for(self.run(written()));
+        }
+    }
+
+    fn submit(&self, job: Job) -> Result<(), Stopped> {
+        if self.is_forked() {
+            // What it owns is the parent's.
+            forget(job);
+            return Err(Stopped::Forked);
+        }
+        let Some(job) = self.enqueue(job) else {
+            return Ok(());
+        };
+        // No job yet, or the runtime of the dispatcher has shut down.
+        let runtime = self.home.runtime()?;
+        let (queue, jobs) = mpsc::unbounded_channel();
+        let task = Arc::new(OnceLock::new());
+        let dispatcher = Dispatcher {
+            queue,
+            task: Arc::clone(&task),
+        };
+        let unused = self.replace_closed(dispatcher);
+        if unused.is_none() {
+            // Drops the queue at once if the runtime has shut down.
+            runtime.spawn(unconstrained(dispatch(task, jobs)));
+        }
+        match self.enqueue(job) {
+            None => Ok(()),
+            Some(_) => Err(Stopped::RuntimeEnded),
+        }
+    }
+
+    /// Hands a job to the dispatcher; returns the job if there is none.
+    fn enqueue(&self, job: Job) -> Option<Job> {
+        match &*self.lock() {
+            Some(dispatcher) => dispatcher.queue.send(job).err().map(|refused| refused.0),
+            None => Some(job),
+        }
+    }
+
+    /// Puts a dispatcher in place, unless another thread was quicker; returns the one that is not used.
+    ///
+    /// A replaced one is dropped here, without the lock: the jobs in its queue own what may submit jobs when dropped.
+    fn replace_closed(&self, new: Dispatcher) -> Option<Dispatcher> {
+        let mut current = self.lock();
+        if let Some(alive) = &*current
+            && !alive.queue.is_closed()
+        {
+            return Some(new);
+        }
+        let closed = current.replace(new);
+        drop(current);
+        drop(closed);
+        None
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Dispatcher>> {
+        let dispatcher = self.dispatcher.lock();
+        dispatcher.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The output of a job, for the one who waits.
+#[must_use = "the job is dropped with this"]
+pub(crate) struct Running<T> {
+    /// `None` once the output was received.
+    received: Option<oneshot::Receiver<T>>,
+    refused: Option<Stopped>,
+    process: u32,
+}
+
+impl<T> Running<T> {
+    /// Whether the job is one of a parent of this process.
+    pub(crate) fn is_forked(&self) -> bool {
+        self.process != process::id()
+    }
+}
+
+impl<T> Future for Running<T> {
+    type Output = Result<T, Stopped>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.is_forked() {
+            return Poll::Ready(Err(Stopped::Forked));
+        }
+        if let Some(refused) = self.refused.take() {
+            return Poll::Ready(Err(refused));
+        }
+        let Some(received) = &mut self.received else {
+            return Poll::Ready(Err(Stopped::RuntimeEnded));
+        };
+        let output = ready!(received.poll_unpin(cx));
+        self.received = None;
+        Poll::Ready(output.map_err(|_| Stopped::RuntimeEnded))
+    }
+}
+
+impl<T> Drop for Running<T> {
+    fn drop(&mut self) {
+        // The job is the parent's. Its thread is not here, and may have left a lock taken.
+        if self.is_forked() {
+            forget(self.received.take());
+        }
+    }
+}
+
+impl Home {
+    fn runtime(&self) -> Result<Handle, Stopped> {
+        match self {
+            Self::Thread => thread().map_err(|error| Stopped::NoThread(Arc::new(error))),
+            Self::Runtime(runtime) => Ok(runtime.clone()),
+            #[cfg(any(test, feature = "test-util"))]
+            Self::Current => Handle::try_current().map_err(|_| Stopped::NoRuntime),
+        }
+    }
+}
+
+/// The runtime of the thread `redlock`, which lives as long as the process.
+fn thread() -> io::Result<Handle> {
+    static THREAD: PerProcess<Thread> = PerProcess::new();
+
+    THREAD.get_or_try_init(Thread::new)?.start()
+}
+
+struct Thread {
+    handle: Handle,
+    /// `None` once the thread has been started.
+    runtime: Mutex<Option<Runtime>>,
+}
+
+impl Thread {
+    fn new() -> io::Result<Self> {
+        let mut runtime = runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_io().enable_time().thread_name(NAME);
+        let runtime = runtime.build()?;
+        Ok(Self {
+            handle: runtime.handle().clone(),
+            runtime: Mutex::new(Some(runtime)),
+        })
+    }
+
+    /// Starts the thread, if that has not been done.
+    fn start(&self) -> io::Result<Handle> {
+        let mut waiting = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(runtime) = waiting.take() {
+            let runtime = Arc::new(runtime);
+            let run = Arc::clone(&runtime);
+            let run = move || run.block_on(pending::<()>());
+            let started = thread::Builder::new().name(NAME.into()).spawn(run);
+            if let Err(error) = started {
+                // The next job tries again.
+                *waiting = Arc::into_inner(runtime);
+                return Err(error);
+            }
+        }
+        Ok(self.handle.clone())
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        // Another thread was quicker to make one. This may be within a runtime, where none may be dropped.
+        let runtime = self
+            .runtime
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(runtime) = runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Polls all jobs until there are none and no more can come.
+async fn dispatch(task: Arc<OnceLock<task::Id>>, mut queue: mpsc::UnboundedReceiver<Job>) {
+    let _ = task.set(task::id());
+    let mut jobs = FuturesUnordered::new();
+    let mut arrived = Vec::with_capacity(JOBS_PER_TURN);
+    poll_fn(|cx| {
+        // Begun together, so that their commands are written together.
+        let taken = queue.poll_recv_many(cx, &mut arrived, JOBS_PER_TURN);
+        jobs.extend(arrived.drain(..));
+        let is_closed = taken == Poll::Ready(0);
+        for _ in 0..JOBS_PER_TURN {
+            match jobs.poll_next_unpin(cx) {
+                Poll::Ready(Some(())) => {}
+                Poll::Ready(None) if is_closed => return Poll::Ready(()),
+                Poll::Ready(None) | Poll::Pending if is_closed || taken.is_pending() => {
+                    return Poll::Pending;
+                }
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+        }
+        // There may be more, once the connections and timers have had their turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Ends once the connections have written what jobs have sent so far.
+///
+/// On the thread every task that can run gets a turn before a task that yields. A connection writes in its turn all
+/// that was sent, up to some dozens of commands; a few more turns are for the jobs of a whole turn of the dispatcher.
+async fn written() {
+    for _ in 0..4 {
+        task::yield_now().await;
+    }
+}
+
+/// A job whose panic ends this job and no other.
+fn guarded(job: impl Future<Output = ()> + Send + 'static) -> Job {
+    AssertUnwindSafe(job).catch_unwind().map(drop).boxed()
+}
+
+/// Polls a job until it has its output, or the receiver is dropped.
+async fn while_wanted<T>(mut job: BoxFuture<'static, T>, mut wanted: oneshot::Sender<T>) {
+    let ready = poll_fn(|cx| {
+        // First, so that a job whose caller has gone before it was begun does nothing.
+        if wanted.poll_closed(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        job.poll_unpin(cx).map(Some)
+    });
+    let ready = ready.await;
+    // Before its caller goes on: what the job owns is gone by then.
+    drop(job);
+    if let Some(ready) = ready {
+        // Where the receiver was dropped meanwhile, the output is dropped here.
+        drop(wanted.send(ready));
+    }
+}
+
+fn poll_once(job: &mut Job) -> Poll<()> {
+    // The dispatcher polls it again, with a waker that counts.
+    job.poll_unpin(&mut Context::from_waker(Waker::noop()))
+}
