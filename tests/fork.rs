@@ -4,6 +4,7 @@
 mod support;
 
 use std::collections::HashSet;
+use std::future::pending;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{self, Command, Stdio};
 use std::sync::Arc;
@@ -125,6 +126,12 @@ impl Drop for Child {
             let _ = waitpid(Some(self.id), WaitOptions::empty());
         }
     }
+}
+
+/// In a child: what ends without its parent.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    let ended = timeout(Duration::from_secs(2), future).await;
+    ended.expect("a future that hangs in a child")
 }
 
 async fn lock(dlm: &Redlock, resource: &str) -> LockGuard {
@@ -313,8 +320,7 @@ fn program_that_forks_during_requests() {
         finish(move || {
             drop(dropped);
             self::runtime().block_on(async {
-                let ended = timeout(Duration::from_secs(2), awaited).await;
-                ended.expect("hangs").expect_err("it is the parent's");
+                soon(awaited).await.expect_err("it is the parent's");
             });
         });
     };
@@ -372,11 +378,13 @@ fn program_with_guards() {
             }
             drop(one);
             self::runtime().block_on(async {
-                let lost = timeout(Duration::from_secs(2), two.lost()).await;
-                lost.expect("lost since the fork");
-                two.extend(TTL).await.expect_err("it is not ours");
+                soon(two.lost()).await;
+                soon(two.run(pending::<()>()))
+                    .await
+                    .expect_err("it is not ours");
+                soon(two.extend(TTL)).await.expect_err("it is not ours");
                 drop(two);
-                three.release().await.expect_err("it is not ours");
+                soon(three.release()).await.expect_err("it is not ours");
                 drop(kept);
                 // The parent has to renew it in the meantime.
                 sleep(2 * SHORT_TTL).await;
