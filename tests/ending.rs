@@ -21,8 +21,8 @@ const LONG: Duration = Duration::from_secs(20);
 /// Long against anything that a test does: a key that is gone was deleted.
 const TTL: Duration = Duration::from_secs(60);
 
-/// How long an end may take that would take 20 s with a round trip for each guard, and how long a key may stay after it on
-/// a master that answers.
+/// How long an end may take that would take 20 s with a round trip for each guard, and how long a key may stay after
+/// it on a master that answers.
 const SOON: Duration = Duration::from_secs(2);
 
 /// How long all drops together may wait for masters that hang: 250 ms, not 250 ms for each guard.
@@ -34,8 +34,8 @@ const AT_ONCE: Duration = Duration::from_millis(50);
 /// In the same region.
 const NEAR: Duration = Duration::from_millis(20);
 
-/// On another continent: a drop may not wait as long as a new connection takes, though the TCP handshake with a proxy takes
-/// no time.
+/// On another continent: a drop may not wait as long as a new connection takes, though the TCP handshake with a proxy
+/// takes no time.
 const FAR: Duration = Duration::from_millis(90);
 
 /// Three masters behind a network.
