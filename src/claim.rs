@@ -2,8 +2,7 @@
 //! make. Armed before the first request leaves; dropped, it is released. There is no other way to let go.
 
 use std::pin::pin;
-use std::process;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use crate::inner::{Core, Inner};
 use crate::key::Key;
 use crate::lease::Lease;
 use crate::master::Request;
-use crate::masters::{Round, Voting};
+use crate::masters::Round;
 use crate::permit::{Deletes, DirtyMasters};
 use crate::quorum::Verdict;
 use crate::random::Random;
@@ -34,11 +33,11 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 pub(crate) struct Claim {
     inner: Arc<Inner>,
     core: Arc<Core>,
-    /// The process that the claim belongs to; a forked child has none of its own.
-    process: u32,
     key: Key,
     value: Value,
     dirty: Arc<DirtyMasters>,
+    /// Whether it was released or leaked.
+    is_let_go: AtomicBool,
     lease: Mutex<Lease>,
     /// Wakes those who wait for the loss when it comes before the deadline.
     lost_early: Notify,
@@ -61,13 +60,12 @@ pub(crate) struct Extended {
 }
 
 impl Claim {
-    pub(crate) fn new(inner: &Arc<Inner>, key: &Key, value: Value) -> Self {
-        let core = Arc::clone(inner.core());
+    pub(crate) fn new(inner: &Arc<Inner>, core: &Arc<Core>, key: &Key, value: Value) -> Self {
         Self {
             dirty: DirtyMasters::new(core.masters.count()),
+            is_let_go: AtomicBool::new(false),
             inner: Arc::clone(inner),
-            core,
-            process: process::id(),
+            core: Arc::clone(core),
             key: key.clone(),
             value,
             lease: Mutex::new(Lease::new()),
@@ -84,7 +82,7 @@ impl Claim {
         value: Value,
         valid_until: Moment,
     ) -> Self {
-        let mut claim = Self::new(inner, key, value);
+        let mut claim = Self::new(inner, inner.core(), key, value);
         claim.dirty = DirtyMasters::of_another(claim.core.masters.count());
         claim.lease().grant(valid_until);
         let left = claim.now().until(valid_until).as_millis();
@@ -110,7 +108,7 @@ impl Claim {
 
     /// Whether this process is a child of the one that the claim belongs to.
     pub(crate) fn is_forked(&self) -> bool {
-        self.process != process::id()
+        self.core.engine.is_forked()
     }
 
     /// How long the claim is good from now on, or how it was lost.
@@ -150,7 +148,7 @@ impl Claim {
         &self,
         ttl: Ttl,
         max_lifetime: Option<Duration>,
-    ) -> Result<Voting, (Failure, Ballots)> {
+    ) -> Result<Round, (Failure, Ballots)> {
         let start = self.now();
         let valid_until = ttl.valid_until(start);
         let request = Request::acquire(self.key.as_bytes(), &self.value, ttl);
@@ -167,10 +165,7 @@ impl Claim {
             if let Some(lifetime) = max_lifetime {
                 lease.end_at(start.after(lifetime));
             }
-            drop(lease);
-            let voting = round.voting();
-            self.leave(round);
-            return Ok(voting);
+            return Ok(round);
         }
         let ballots = round.ballots();
         let failure = if verdict == Verdict::Carried {
@@ -279,7 +274,7 @@ impl Claim {
     /// Lets go of the claim: deletes the key on every master that may hold it. `None` if that has been done before,
     /// or there is nothing to delete.
     pub(crate) fn release(&self) -> Option<Release> {
-        if self.is_forked() {
+        if self.is_let_go.swap(true, Ordering::Relaxed) || self.is_forked() {
             return None;
         }
         let dirty = self.dirty.close()?;
@@ -307,7 +302,7 @@ impl Claim {
 
     /// Lets go of the claim, and leaves the keys where they are.
     pub(crate) fn leak(&self) {
-        if !self.is_forked() {
+        if !self.is_let_go.swap(true, Ordering::Relaxed) && !self.is_forked() {
             self.dirty.close();
         }
     }

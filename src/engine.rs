@@ -5,12 +5,12 @@
 //! runtime ends, idles or is blocked. One task, the dispatcher, polls all jobs of a client. It begins every job that
 //! has arrived before a connection gets its turn to write, so the commands of many jobs share one write.
 
-use std::future::{pending, poll_fn};
-use std::mem::forget;
+use std::future::{pending, poll_fn, ready};
+use std::mem::{self, forget};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{self, Context, Poll, Waker};
 use std::{io, process, thread};
 
 use futures::FutureExt;
@@ -19,7 +19,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use thiserror::Error;
 use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{self, coop::unconstrained};
+use tokio::task::{Id, coop::unconstrained, id, try_id, yield_now};
 
 use crate::linger::Grace;
 use crate::per_process::PerProcess;
@@ -71,7 +71,7 @@ pub(crate) struct Engine {
 /// The way to the task that polls the jobs.
 struct Dispatcher {
     queue: mpsc::UnboundedSender<Job>,
-    task: Arc<OnceLock<task::Id>>,
+    task: Arc<OnceLock<Id>>,
 }
 
 impl Engine {
@@ -87,7 +87,7 @@ impl Engine {
 
     /// Whether this process is a child of the one that the engine belongs to. Its tasks are not here, and one of them
     /// may have had a lock at the moment of the fork.
-    fn is_forked(&self) -> bool {
+    pub(crate) fn is_forked(&self) -> bool {
         self.process != process::id()
     }
 
@@ -98,7 +98,7 @@ impl Engine {
 
     /// Whether the caller is a job of this engine.
     pub(crate) fn is_current(&self) -> bool {
-        let Some(task) = task::try_id() else {
+        let Some(task) = try_id() else {
             return false;
         };
         let dispatcher = self.lock();
@@ -128,12 +128,25 @@ impl Engine {
         &self,
         job: impl Future<Output = T> + Send + 'static,
     ) -> Running<T> {
+        self.run_with_rest(job.map(|output| (output, ready(()))))
+    }
+
+    /// Runs a job for a caller, like [`run`](Self::run), and what the job leaves to do when its caller has the output.
+    pub(crate) fn run_with_rest<T, R>(
+        &self,
+        job: impl Future<Output = (T, R)> + Send + 'static,
+    ) -> Running<T>
+    where
+        T: Send + 'static,
+        R: Future<Output = ()> + Send + 'static,
+    {
         let (output, received) = oneshot::channel();
         let refused = self.submit(guarded(while_wanted(Box::pin(job), output)));
         Running {
             received: Some(received),
             refused: refused.err(),
-            process: process::id(),
+            process: self.process,
+            was_polled: false,
         }
     }
 
@@ -211,6 +224,7 @@ pub(crate) struct Running<T> {
     received: Option<oneshot::Receiver<T>>,
     refused: Option<Stopped>,
     process: u32,
+    was_polled: bool,
 }
 
 impl<T> Running<T> {
@@ -224,16 +238,17 @@ impl<T> Future for Running<T> {
     type Output = Result<T, Stopped>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.is_forked() {
-            return Poll::Ready(Err(Stopped::Forked));
-        }
         if let Some(refused) = self.refused.take() {
             return Poll::Ready(Err(refused));
+        }
+        // The job was submitted just before the first poll. A look costs a system call.
+        if mem::replace(&mut self.was_polled, true) && self.is_forked() {
+            return Poll::Ready(Err(Stopped::Forked));
         }
         let Some(received) = &mut self.received else {
             return Poll::Ready(Err(Stopped::RuntimeEnded));
         };
-        let output = ready!(received.poll_unpin(cx));
+        let output = task::ready!(received.poll_unpin(cx));
         self.received = None;
         Poll::Ready(output.map_err(|_| Stopped::RuntimeEnded))
     }
@@ -242,7 +257,7 @@ impl<T> Future for Running<T> {
 impl<T> Drop for Running<T> {
     fn drop(&mut self) {
         // The job is the parent's. Its thread is not here, and may have left a lock taken.
-        if self.is_forked() {
+        if self.received.is_some() && self.is_forked() {
             forget(self.received.take());
         }
     }
@@ -315,8 +330,8 @@ impl Drop for Thread {
 }
 
 /// Polls all jobs until there are none and no more can come.
-async fn dispatch(task: Arc<OnceLock<task::Id>>, mut queue: mpsc::UnboundedReceiver<Job>) {
-    let _ = task.set(task::id());
+async fn dispatch(task: Arc<OnceLock<Id>>, mut queue: mpsc::UnboundedReceiver<Job>) {
+    let _ = task.set(id());
     let mut jobs = FuturesUnordered::new();
     let mut arrived = Vec::with_capacity(JOBS_PER_TURN);
     poll_fn(|cx| {
@@ -347,7 +362,7 @@ async fn dispatch(task: Arc<OnceLock<task::Id>>, mut queue: mpsc::UnboundedRecei
 /// that was sent, up to some dozens of commands; a few more turns are for the jobs of a whole turn of the dispatcher.
 async fn written() {
     for _ in 0..4 {
-        task::yield_now().await;
+        yield_now().await;
     }
 }
 
@@ -356,21 +371,25 @@ fn guarded(job: impl Future<Output = ()> + Send + 'static) -> Job {
     AssertUnwindSafe(job).catch_unwind().map(drop).boxed()
 }
 
-/// Polls a job until it has its output, or the receiver is dropped.
-async fn while_wanted<T>(mut job: BoxFuture<'static, T>, mut wanted: oneshot::Sender<T>) {
-    let ready = poll_fn(|cx| {
+/// Polls a job until it has its output, or the receiver is dropped; then the rest, in any case.
+async fn while_wanted<T, R: Future<Output = ()>>(
+    mut job: BoxFuture<'static, (T, R)>,
+    mut wanted: oneshot::Sender<T>,
+) {
+    let ended = poll_fn(|cx| {
         // First, so that a job whose caller has gone before it was begun does nothing.
         if wanted.poll_closed(cx).is_ready() {
             return Poll::Ready(None);
         }
         job.poll_unpin(cx).map(Some)
     });
-    let ready = ready.await;
+    let ended = ended.await;
     // Before its caller goes on: what the job owns is gone by then.
     drop(job);
-    if let Some(ready) = ready {
+    if let Some((output, rest)) = ended {
         // Where the receiver was dropped meanwhile, the output is dropped here.
-        drop(wanted.send(ready));
+        drop(wanted.send(output));
+        rest.await;
     }
 }
 

@@ -215,12 +215,11 @@ impl LockGuard {
     }
 
     fn let_go(&self) -> Option<Release> {
-        if self.claim.is_forked() {
-            return None;
-        }
         // First the claim: no renewal can be sent after its release, wherever the task stands.
         let release = self.claim.release();
-        if let Some(keep_alive) = &self.keep_alive {
+        if let Some(keep_alive) = &self.keep_alive
+            && !self.claim.is_forked()
+        {
             keep_alive.abort();
         }
         release

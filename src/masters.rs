@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::future::{BoxFuture, join_all};
+use futures::FutureExt;
+use futures::future::{BoxFuture, JoinAll, join_all};
 use tokio::time::timeout;
 
 use crate::error::{Ballots, MasterError, Vote};
@@ -100,44 +101,34 @@ impl Masters {
         permit: impl Fn(usize) -> Option<SendPermit>,
         patience: Duration,
     ) -> Round {
-        let voting = Voting::new(self);
+        let votes = Arc::new(Mutex::new(Votes::new(self.count())));
         let asked = self.0.iter().enumerate().filter_map(|(place, master)| {
             let Some(permit) = permit(place) else {
-                voting.lock().cast(place, Vote::Refused);
+                lock(&votes).cast(place, Vote::Refused);
                 return None;
             };
-            let (master, request, voting) = (master.clone(), request.clone(), voting.clone());
+            let vote = master.clone().ask(request.clone(), permit, patience);
+            let votes = Arc::clone(&votes);
             // Boxed, because it is large, and moved on its way to the others.
-            Some(Box::pin(async move {
-                let vote = master.ask(request, permit, patience).await;
-                voting.lock().cast(place, vote);
-            }))
+            Some(vote.map(move |vote| lock(&votes).cast(place, vote)).boxed())
         });
-        let asked = join_all(asked);
         Round {
-            voting,
+            asked: Some(join_all(asked)),
+            masters: self.clone(),
+            votes,
             patience,
-            asked: Some(Box::pin(async move {
-                asked.await;
-            })),
         }
     }
 }
 
-/// What the masters have said to one request so far.
-#[derive(Clone)]
-pub(crate) struct Voting {
-    masters: Masters,
-    votes: Arc<Mutex<Votes>>,
-}
-
 /// One request to every master, under way.
 pub(crate) struct Round {
-    voting: Voting,
+    masters: Masters,
+    votes: Arc<Mutex<Votes>>,
     /// How long a master may take to answer.
     patience: Duration,
     /// The masters that have not answered yet; `None` when all have.
-    asked: Option<BoxFuture<'static, ()>>,
+    asked: Option<JoinAll<BoxFuture<'static, ()>>>,
 }
 
 /// Who has said what, and what that makes.
@@ -160,41 +151,18 @@ impl Votes {
     }
 }
 
-impl Voting {
-    fn new(masters: &Masters) -> Self {
-        Self {
-            masters: masters.clone(),
-            votes: Arc::new(Mutex::new(Votes::new(masters.count()))),
-        }
-    }
-
-    /// What every master has said.
-    pub(crate) fn ballots(&self) -> Ballots {
-        let votes = self.lock();
-        let votes = votes
-            .cast
-            .iter()
-            .map(|vote| vote.clone().unwrap_or(Vote::Unheard));
-        let masters = self.masters.0.iter().map(|it| it.address().clone());
-        Ballots::new(masters.zip(votes))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Votes> {
-        self.votes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Round {
     /// A round that ends before it begins, by the masters that are known to fail.
     fn decided_by(masters: &Masters, failures: Vec<Option<MasterError>>) -> Self {
-        let voting = Voting::new(masters);
+        let mut votes = Votes::new(masters.count());
         for (place, failure) in failures.into_iter().enumerate() {
             if let Some(error) = failure {
-                voting.lock().cast(place, Vote::Failed(error));
+                votes.cast(place, Vote::Failed(error));
             }
         }
         Self {
-            voting,
+            masters: masters.clone(),
+            votes: Arc::new(Mutex::new(votes)),
             patience: Duration::ZERO,
             asked: None,
         }
@@ -244,19 +212,20 @@ impl Round {
         }
     }
 
-    /// What the masters say, now and later.
-    pub(crate) fn voting(&self) -> Voting {
-        self.voting.clone()
-    }
-
     /// What every master has said.
     pub(crate) fn ballots(&self) -> Ballots {
-        self.voting.ballots()
+        let votes = lock(&self.votes);
+        let votes = votes
+            .cast
+            .iter()
+            .map(|vote| vote.clone().unwrap_or(Vote::Unheard));
+        let masters = self.masters.0.iter().map(|it| it.address().clone());
+        Ballots::new(masters.zip(votes))
     }
 
     /// What one master has said, if anything.
     pub(crate) fn vote(&self, master: usize) -> Option<Vote> {
-        self.voting.lock().cast[master].clone()
+        lock(&self.votes).cast[master].clone()
     }
 
     /// Whether all masters have answered or failed.
@@ -266,17 +235,17 @@ impl Round {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Verdict {
         if let Some(asked) = &mut self.asked
-            && asked.as_mut().poll(cx).is_ready()
+            && asked.poll_unpin(cx).is_ready()
         {
             self.asked = None;
         }
-        self.voting.lock().tally.verdict()
+        lock(&self.votes).tally.verdict()
     }
 
     fn give_up(&mut self, after: Duration) -> Verdict {
         self.asked = None;
-        let mut votes = self.voting.lock();
-        for (place, master) in self.voting.masters.0.iter().enumerate() {
+        let mut votes = lock(&self.votes);
+        for (place, master) in self.masters.0.iter().enumerate() {
             if votes.cast[place].is_none() {
                 // Given less time than that, it has not failed.
                 let error = if after < self.patience {
@@ -289,4 +258,8 @@ impl Round {
         }
         votes.tally.verdict()
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep};
 use tracing::field::Empty;
@@ -12,14 +13,16 @@ use tracing::{Instrument, Span};
 use crate::builder::RedlockBuilder;
 use crate::claim::{Claim, Failure};
 use crate::engine::{Running, Stopped};
-use crate::error::{AdoptError, Attempts, BuildError, LockError, MasterError, RunError, name};
+use crate::error::{
+    AdoptError, Attempts, Ballots, BuildError, LockError, MasterError, RunError, name,
+};
 use crate::guard::{Handover, LockGuard};
 use crate::inner::{Core, Inner};
 use crate::inspect::Inspection;
 use crate::keep_alive::KeepAlive;
 use crate::key::Key;
 use crate::master::Request;
-use crate::masters::Voting;
+use crate::masters::Round;
 use crate::retry::RetryPolicy;
 use crate::validity::Ttl;
 use crate::value::Value;
@@ -387,7 +390,8 @@ impl LockRequest {
         Ok(done?)
     }
 
-    async fn acquire(self, span: Span) -> Result<Granted, LockError> {
+    /// The lock, and the round that the slower masters may still have to answer.
+    async fn acquire(self, core: Arc<Core>, span: Span) -> Result<(Granted, Round), LockError> {
         let Self {
             inner,
             key,
@@ -413,23 +417,24 @@ impl LockRequest {
             } else {
                 value
             };
-            let claim = Claim::new(&inner, &key, value);
+            let claim = Claim::new(&inner, &core, &key, value);
             let attempt = claim.acquire(lasting, max_lifetime).await;
             let (failure, ballots) = match attempt {
                 Err(failed) => failed,
-                Ok(voting) => {
+                Ok(round) => {
                     span.record("attempts", attempts);
                     let claim = Arc::new(claim);
                     let guard = match keep_alive {
                         Some(_) => LockGuard::kept_alive(claim, ttl),
                         None => LockGuard::new(claim),
                     };
-                    return Ok(Granted {
+                    let granted = Granted {
                         guard,
                         attempts,
                         start,
-                        voting,
-                    });
+                        ballots: round.ballots(),
+                    };
+                    return Ok((granted, round));
                 }
             };
             drop(claim);
@@ -462,7 +467,7 @@ struct Granted {
     guard: LockGuard,
     attempts: u32,
     start: Instant,
-    voting: Voting,
+    ballots: Ballots,
 }
 
 /// A request that the engine works on. Dropped, it is cancelled, and what it had set is deleted.
@@ -490,7 +495,7 @@ impl Acquiring {
             Ok(Ok(granted)) if !granted.guard.is_valid() => Err(LockError::TooLate(attempts(
                 granted.attempts,
                 granted.start.elapsed(),
-                granted.voting.ballots(),
+                granted.ballots,
             ))),
             Ok(ended) => ended.map(|granted| granted.guard),
             Err(stopped) => {
@@ -499,6 +504,13 @@ impl Acquiring {
                 Err(LockError::Unreachable(attempts(0, Duration::ZERO, ballots)))
             }
         }
+    }
+}
+
+/// Sees to the end of a round whose outcome is known, so that the slower masters get the request too.
+async fn finish(round: Option<Round>, patience: Duration) {
+    if let Some(mut round) = round {
+        round.ended(patience).await;
     }
 }
 
@@ -527,8 +539,13 @@ impl IntoFuture for LockRequest {
             );
             let start = Instant::now();
             let (core, key) = (Arc::clone(self.inner.core()), self.key.clone());
-            let job = self.acquire(span.clone()).instrument(span.clone());
-            let running = Some(core.engine.run(job));
+            let patience = self.inner.request_timeout;
+            let job = self.acquire(Arc::clone(&core), span.clone());
+            let job = job.map(move |acquired| match acquired {
+                Ok((granted, round)) => (Ok(granted), finish(Some(round), patience)),
+                Err(error) => (Err(error), finish(None, patience)),
+            });
+            let running = Some(core.engine.run_with_rest(job.instrument(span.clone())));
             let result = Acquiring { core, running }.end(key.resource()).await;
             span.record("elapsed", tracing::field::debug(start.elapsed()));
             span.record(

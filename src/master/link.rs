@@ -118,14 +118,19 @@ impl Link {
         &self.address
     }
 
+    /// The connection, if there is one that is good.
+    pub(crate) fn live_now(&self) -> Option<Live> {
+        match &*self.state.borrow() {
+            State::Up(live) => Some(live.clone()),
+            _ => None,
+        }
+    }
+
     /// The connection, opened now if need be.
     ///
     /// Waits for an attempt to connect, unless that has gone on for longer than `patience`: a master that is known
     /// to be down, or to hang, fails at once. Sets no timer; how long to wait is up to the caller.
     pub(crate) async fn live(self: &Arc<Self>, patience: Duration) -> Result<Live, MasterError> {
-        if let State::Up(live) = &*self.state.borrow() {
-            return Ok(live.clone());
-        }
         let look = |state: &State| match state {
             State::Up(live) => Some(Ok(live.clone())),
             _ => self.failure(state, patience).map(Err),

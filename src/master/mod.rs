@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use redis::{ErrorKind, ServerErrorKind, Value as Reply};
+use redis::{Cmd, ErrorKind, ServerErrorKind, Value as Reply};
 use tokio::time::{sleep, timeout};
 
-use self::link::Link;
+use self::link::{Link, Live};
 pub(crate) use self::request::Request;
 use self::request::read_state;
 pub(crate) use self::source::{Source, address};
@@ -110,67 +110,114 @@ impl Master {
     }
 
     /// Sends a request and waits for the reply; `None` if it was not permitted any more.
+    ///
+    /// Nearly every request goes over the connection there is, and is answered. All else is boxed, so that the future
+    /// stays small: there is one for every master and request.
     async fn send(
         &self,
         request: &Request,
         permit: &SendPermit,
         patience: Duration,
     ) -> Result<Option<Reply>, MasterError> {
-        let link = &self.link;
-        let mut command = request.command();
-        let mut reconnect = true;
-        let mut with_text = false;
+        let sent = match self.link.live_now() {
+            Some(live) => self.send_on(live, request.command(), permit).await,
+            None => Err(Unanswered::Unsent),
+        };
+        let command = match sent {
+            Ok(reply) => return Ok(Some(reply)),
+            Err(Unanswered::NotPermitted) => return Ok(None),
+            Err(Unanswered::Failed(error)) => return Err(error),
+            Err(Unanswered::Unsent) => request.command(),
+            Err(Unanswered::NoScript) => request.command_with_text(),
+        };
+        Box::pin(self.send_once_connected(request, command, permit, patience)).await
+    }
+
+    /// Waits for a connection, and sends; again with the text of the script, or once over another connection.
+    async fn send_once_connected(
+        &self,
+        request: &Request,
+        mut command: Arc<Cmd>,
+        permit: &SendPermit,
+        patience: Duration,
+    ) -> Result<Option<Reply>, MasterError> {
+        let (mut reconnect, mut with_text) = (true, false);
         loop {
-            let (live, unwanted) = match permit {
-                SendPermit::Delete(..) => (link.live_to_undo(patience).await?, Unwanted::Sent),
-                SendPermit::ReadOnly | SendPermit::Write(..) => {
-                    (link.live(patience).await?, Unwanted::Dropped)
-                }
+            let live = match permit {
+                SendPermit::Delete(..) => self.link.live_to_undo(patience).await?,
+                SendPermit::ReadOnly | SendPermit::Write(..) => self.link.live(patience).await?,
             };
-            let connection = live.serial();
-            let mut exchange = pin!(link.exchange(live, command.clone(), unwanted));
-            let is_alone_since = |before| link.is_alone_since(before);
-            let first_poll = poll_fn(|cx| {
-                let send = || exchange.as_mut().poll(cx);
-                Poll::Ready(permit.send(connection, is_alone_since, send))
-            });
-            let reply = match first_poll.await {
-                None => return Ok(None),
-                // The connection had ended before; nothing was sent, or to no effect. Typically it was idle.
-                Some(Poll::Ready(Err(Fault::Broken(_)))) if reconnect => {
-                    permit.answered();
-                    permit.retract();
-                    reconnect = false;
-                    continue;
+            match self.send_on(live, Arc::clone(&command), permit).await {
+                Ok(reply) => return Ok(Some(reply)),
+                Err(Unanswered::NotPermitted) => return Ok(None),
+                Err(Unanswered::Failed(error)) => return Err(error),
+                Err(Unanswered::Unsent) if reconnect => reconnect = false,
+                Err(Unanswered::Unsent) => return Err(MasterError::TimedOut(patience)),
+                Err(Unanswered::NoScript) if !with_text => {
+                    with_text = true;
+                    command = request.command_with_text();
                 }
-                Some(Poll::Ready(reply)) => reply,
-                Some(Poll::Pending) => exchange.await,
-            };
-            let error = match reply {
-                Ok(reply) => {
-                    permit.answered();
-                    return Ok(Some(reply));
+                Err(Unanswered::NoScript) => {
+                    let error = MasterError::Protocol("NOSCRIPT to the text of a script".into());
+                    return Err(error);
                 }
-                Err(Fault::Replied(error)) => error,
-                Err(Fault::Broken(error)) => return Err(MasterError::from_redis(error)),
-            };
-            // A connection that the user gave us may reply with an error of its own.
-            if !error.is_io_error() {
-                permit.answered();
             }
-            if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) && !with_text {
-                permit.retract();
-                with_text = true;
-                command = request.command_with_text();
-                continue;
-            }
-            let error = MasterError::from_redis(error);
-            // Said of this very request; what a connection is refused for says nothing of an earlier one.
-            if error.is_refusal() {
-                permit.retract();
-            }
-            return Err(error);
         }
+    }
+
+    /// Sends a command on a connection, and notes what comes of it for the permit.
+    async fn send_on(
+        &self,
+        live: Live,
+        command: Arc<Cmd>,
+        permit: &SendPermit,
+    ) -> Result<Reply, Unanswered> {
+        let (link, connection) = (&self.link, live.serial());
+        let unwanted = match permit {
+            SendPermit::Delete(..) => Unwanted::Sent,
+            SendPermit::ReadOnly | SendPermit::Write(..) => Unwanted::Dropped,
+        };
+        let mut exchange = pin!(link.exchange(live, command, unwanted));
+        let is_alone_since = |before| link.is_alone_since(before);
+        let first_poll = poll_fn(|cx| {
+            let send = || exchange.as_mut().poll(cx);
+            Poll::Ready(permit.send(connection, is_alone_since, send))
+        });
+        let reply = match first_poll.await {
+            None => return Err(Unanswered::NotPermitted),
+            // The connection had ended before, so nothing was sent, or to no effect. Typically it was idle.
+            Some(Poll::Ready(Err(Fault::Broken(_)))) => {
+                permit.answered();
+                permit.retract();
+                return Err(Unanswered::Unsent);
+            }
+            Some(Poll::Ready(reply)) => reply,
+            Some(Poll::Pending) => exchange.await,
+        };
+        let error = match reply {
+            Ok(reply) => {
+                permit.answered();
+                return Ok(reply);
+            }
+            Err(Fault::Broken(error)) => {
+                return Err(Unanswered::Failed(MasterError::from_redis(error)));
+            }
+            Err(Fault::Replied(error)) => error,
+        };
+        // A connection that the user gave us may reply with an error of its own.
+        if !error.is_io_error() {
+            permit.answered();
+        }
+        if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) {
+            permit.retract();
+            return Err(Unanswered::NoScript);
+        }
+        let error = MasterError::from_redis(error);
+        // Said of this very request; what a connection is refused for says nothing of an earlier one.
+        if error.is_refusal() {
+            permit.retract();
+        }
+        Err(Unanswered::Failed(error))
     }
 
     /// Sends a request again and again, on one connection after the other, until there is an answer.
@@ -190,6 +237,16 @@ impl Master {
             patience = (patience * 2).min(LONGEST_PATIENCE);
         }
     }
+}
+
+/// Why a command has no reply that counts.
+enum Unanswered {
+    NotPermitted,
+    /// The connection had ended before.
+    Unsent,
+    /// The master does not know the script.
+    NoScript,
+    Failed(MasterError),
 }
 
 impl fmt::Debug for Master {

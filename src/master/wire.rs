@@ -1,7 +1,9 @@
 //! A way to hand requests to one master, in order.
 //!
 //! The order is what the lock stands on: a compare-and-delete must never overtake the SET that it undoes. So a
-//! request is handed over for good by the first poll of [`Wire::send`], whatever becomes of the future after.
+//! request is handed over for good by the first poll of [`Wire::send`], whatever becomes of the future after. That holds
+//! only where the poll has no limited budget, as in jobs of the engine: else a task that has used up its budget would put
+//! the hand-over off to a later poll.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::{Entry, HashMap};
@@ -73,10 +75,9 @@ impl Wire {
     /// Sends a command and waits for the reply. The first poll hands it over; dropping the future after that
     /// leaves the outcome unknown.
     pub(crate) async fn send(self, command: Arc<Cmd>, unwanted: Unwanted) -> Result<Reply, Fault> {
-        // Unconstrained, or a task that has used up its budget would put the hand-over off to a later poll.
         match self {
-            Self::Own(connection) => unconstrained(request(connection, command)).await,
-            Self::Given(queue) => unconstrained(enqueue(queue, command, unwanted)).await,
+            Self::Own(connection) => request(connection, command).await,
+            Self::Given(queue) => enqueue(queue, command, unwanted).await,
         }
     }
 }
