@@ -37,9 +37,13 @@ impl Masters {
         dirty: &Arc<DirtyMasters>,
         patience: Duration,
     ) -> Round {
-        let failures: Vec<_> = self.0.iter().map(|it| it.known_failure(patience)).collect();
-        let answering = failures.iter().filter(|failure| failure.is_none()).count();
-        if answering < quorum(self.count()) {
+        let failures = self.0.iter().map(|it| it.known_failure(patience));
+        let failures = failures
+            .enumerate()
+            .filter_map(|(master, it)| Some((master, it?)));
+        // Takes no memory where none fails.
+        let failures: Vec<_> = failures.collect();
+        if self.count() - failures.len() < quorum(self.count()) {
             return Round::decided_by(self, failures);
         }
         let permit = |master| Some(SendPermit::Write(Arc::clone(dirty), master));
@@ -153,12 +157,10 @@ impl Votes {
 
 impl Round {
     /// A round that ends before it begins, by the masters that are known to fail.
-    fn decided_by(masters: &Masters, failures: Vec<Option<MasterError>>) -> Self {
+    fn decided_by(masters: &Masters, failures: Vec<(usize, MasterError)>) -> Self {
         let mut votes = Votes::new(masters.count());
-        for (place, failure) in failures.into_iter().enumerate() {
-            if let Some(error) = failure {
-                votes.cast(place, Vote::Failed(error));
-            }
+        for (place, error) in failures {
+            votes.cast(place, Vote::Failed(error));
         }
         Self {
             masters: masters.clone(),

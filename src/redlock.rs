@@ -417,13 +417,12 @@ impl LockRequest {
             } else {
                 value
             };
-            let claim = Claim::new(&inner, &core, &key, value);
+            let claim = Arc::new(Claim::new(&inner, &core, &key, value));
             let attempt = claim.acquire(lasting, max_lifetime).await;
             let (failure, ballots) = match attempt {
                 Err(failed) => failed,
                 Ok(round) => {
                     span.record("attempts", attempts);
-                    let claim = Arc::new(claim);
                     let guard = match keep_alive {
                         Some(_) => LockGuard::kept_alive(claim, ttl),
                         None => LockGuard::new(claim),
@@ -439,8 +438,10 @@ impl LockRequest {
             };
             drop(claim);
             let waited = start.elapsed();
-            let delays =
-                delays.get_or_insert_with(|| retry.delays(inner.random.draw(|rng| rng.next_u64())));
+            // Boxed, since most locks are granted at once: what is held over an await makes the future large.
+            let delays = delays.get_or_insert_with(|| {
+                Box::new(retry.delays(inner.random.draw(|rng| rng.next_u64())))
+            });
             let Some(delay) = delays.next_after(waited) else {
                 span.record("attempts", attempts);
                 let attempts = Attempts {
@@ -456,7 +457,7 @@ impl LockRequest {
                 });
             };
             tracing::debug!(?failure, %ballots, ?delay, "not granted, waiting");
-            sleep(delay).await;
+            Box::pin(sleep(delay)).await;
             attempts += 1;
         }
     }
@@ -540,12 +541,18 @@ impl IntoFuture for LockRequest {
             let start = Instant::now();
             let (core, key) = (Arc::clone(self.inner.core()), self.key.clone());
             let patience = self.inner.request_timeout;
-            let job = self.acquire(Arc::clone(&core), span.clone());
-            let job = job.map(move |acquired| match acquired {
-                Ok((granted, round)) => (Ok(granted), finish(Some(round), patience)),
-                Err(error) => (Err(error), finish(None, patience)),
-            });
-            let running = Some(core.engine.run_with_rest(job.instrument(span.clone())));
+            let (own, recorded) = (Arc::clone(&core), span.clone());
+            let job = move || {
+                let span = recorded.clone();
+                let acquired = self
+                    .acquire(own, recorded)
+                    .map(move |acquired| match acquired {
+                        Ok((granted, round)) => (Ok(granted), finish(Some(round), patience)),
+                        Err(error) => (Err(error), finish(None, patience)),
+                    });
+                acquired.instrument(span)
+            };
+            let running = Some(core.engine.run_with_rest(job));
             let result = Acquiring { core, running }.end(key.resource()).await;
             span.record("elapsed", tracing::field::debug(start.elapsed()));
             span.record(

@@ -2,11 +2,12 @@
 //! gone, whether or not somebody waits.
 
 use std::mem;
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, timeout};
 
 use crate::clock::{Clock, Moment};
@@ -23,7 +24,14 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// The releases of one `Redlock` that are not confirmed yet.
 #[derive(Clone, Default)]
-pub(crate) struct Releases(Arc<watch::Sender<Count>>);
+pub(crate) struct Releases(Arc<Counted>);
+
+#[derive(Default)]
+struct Counted {
+    count: Mutex<Count>,
+    /// Notified when none is under way any more.
+    done: Notify,
+}
 
 #[derive(Default)]
 struct Count {
@@ -35,29 +43,39 @@ struct Count {
 impl Releases {
     /// Waits until none is under way, at most for `within`, and returns how many are not confirmed.
     pub(crate) async fn done(&self, within: Duration) -> usize {
-        let mut count = self.0.subscribe();
+        let done = async {
+            loop {
+                // Before the look, so that no notification is missed.
+                let mut notified = pin!(self.0.done.notified());
+                notified.as_mut().enable();
+                if self.count().under_way == 0 {
+                    return;
+                }
+                notified.await;
+            }
+        };
         // In time or not: then these are what is left.
-        let _ = timeout(within, count.wait_for(|count| count.under_way == 0)).await;
+        let _ = timeout(within, done).await;
         self.take_unconfirmed()
     }
 
     /// How many are not confirmed. Those that have been given up are counted once.
     pub(crate) fn take_unconfirmed(&self) -> usize {
-        let mut left = 0;
-        self.0.send_if_modified(|count| {
-            left = count.under_way + mem::take(&mut count.unconfirmed);
-            false
-        });
-        left
+        let mut count = self.count();
+        count.under_way + mem::take(&mut count.unconfirmed)
     }
 
     fn begin(&self, key: &Key) -> Pending {
-        self.0.send_modify(|count| count.under_way += 1);
+        self.count().under_way += 1;
         Pending {
             releases: self.clone(),
             key: key.clone(),
             complaint: Some("the runtime of its client has shut down"),
         }
+    }
+
+    fn count(&self) -> MutexGuard<'_, Count> {
+        self.0.count.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -74,10 +92,12 @@ impl Drop for Pending {
         if let Some(reason) = self.complaint {
             warn_unconfirmed(&self.key, reason);
         }
-        self.releases.0.send_modify(|count| {
-            count.under_way -= 1;
-            count.unconfirmed += usize::from(self.complaint.is_some());
-        });
+        let mut count = self.releases.count();
+        count.under_way -= 1;
+        count.unconfirmed += usize::from(self.complaint.is_some());
+        if count.under_way == 0 {
+            self.releases.0.done.notify_waiters();
+        }
     }
 }
 

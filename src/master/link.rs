@@ -193,7 +193,7 @@ impl Link {
         let Live { wire, serial, .. } = live;
         let reply = wire.send(command, unwanted).await;
         match &reply {
-            Err(Fault::Broken(_)) => self.broken(serial),
+            Err(Fault::Unsent(_) | Fault::Broken(_)) => self.broken(serial),
             // Said by a connection that the user gave us, not by the master.
             Err(Fault::Replied(error)) if error.is_io_error() => {}
             _ => self.heard(),
@@ -305,7 +305,7 @@ impl Link {
             let wire = self.source.open().await?;
             // From here on the old connection is closed, even should it come back to life.
             self.change(|state| matches!(state, State::Hung(_)), State::connecting());
-            let identity = prepare(&wire, &mut earlier).await;
+            let identity = prepare(&self.source, &wire, &mut earlier).await;
             Ok((wire, identity))
         });
         let opened = opened.await.unwrap_or_else(|_| {

@@ -120,15 +120,15 @@ impl Master {
         patience: Duration,
     ) -> Result<Option<Reply>, MasterError> {
         let sent = match self.link.live_now() {
-            Some(live) => self.send_on(live, request.command(), permit).await,
-            None => Err(Unanswered::Unsent),
+            Some(live) => Some(self.send_on(live, request.command(), permit).await),
+            None => None,
         };
         let command = match sent {
-            Ok(reply) => return Ok(Some(reply)),
-            Err(Unanswered::NotPermitted) => return Ok(None),
-            Err(Unanswered::Failed(error)) => return Err(error),
-            Err(Unanswered::Unsent) => request.command(),
-            Err(Unanswered::NoScript) => request.command_with_text(),
+            Some(Ok(reply)) => return Ok(Some(reply)),
+            Some(Err(Unanswered::NotPermitted)) => return Ok(None),
+            Some(Err(Unanswered::Failed(error))) => return Err(error),
+            Some(Err(Unanswered::NoScript)) => request.command_with_text(),
+            Some(Err(Unanswered::Unsent(_))) | None => request.command(),
         };
         Box::pin(self.send_once_connected(request, command, permit, patience)).await
     }
@@ -151,8 +151,8 @@ impl Master {
                 Ok(reply) => return Ok(Some(reply)),
                 Err(Unanswered::NotPermitted) => return Ok(None),
                 Err(Unanswered::Failed(error)) => return Err(error),
-                Err(Unanswered::Unsent) if reconnect => reconnect = false,
-                Err(Unanswered::Unsent) => return Err(MasterError::TimedOut(patience)),
+                Err(Unanswered::Unsent(_)) if reconnect => reconnect = false,
+                Err(Unanswered::Unsent(error)) => return Err(error),
                 Err(Unanswered::NoScript) if !with_text => {
                     with_text = true;
                     command = request.command_with_text();
@@ -185,12 +185,6 @@ impl Master {
         });
         let reply = match first_poll.await {
             None => return Err(Unanswered::NotPermitted),
-            // The connection had ended before, so nothing was sent, or to no effect. Typically it was idle.
-            Some(Poll::Ready(Err(Fault::Broken(_)))) => {
-                permit.answered();
-                permit.retract();
-                return Err(Unanswered::Unsent);
-            }
             Some(Poll::Ready(reply)) => reply,
             Some(Poll::Pending) => exchange.await,
         };
@@ -198,6 +192,12 @@ impl Master {
             Ok(reply) => {
                 permit.answered();
                 return Ok(reply);
+            }
+            // The connection had ended before. Typically it was idle.
+            Err(Fault::Unsent(error)) => {
+                permit.answered();
+                permit.retract();
+                return Err(Unanswered::Unsent(MasterError::from_redis(error)));
             }
             Err(Fault::Broken(error)) => {
                 return Err(Unanswered::Failed(MasterError::from_redis(error)));
@@ -243,7 +243,7 @@ impl Master {
 enum Unanswered {
     NotPermitted,
     /// The connection had ended before.
-    Unsent,
+    Unsent(MasterError),
     /// The master does not know the script.
     NoScript,
     Failed(MasterError),

@@ -101,7 +101,7 @@ impl Source {
     pub(crate) async fn open(&self) -> RedisResult<Wire> {
         let client = match self {
             Self::Client(client) => client,
-            Self::Given(connection) => return Ok(Wire::to(Arc::clone(connection))),
+            Self::Given(connection) => return Ok(Wire::given(Arc::clone(connection))),
         };
         install_crypto_provider(client);
         let config = AsyncConnectionConfig::new()
@@ -112,7 +112,7 @@ impl Source {
         let connection = client
             .get_multiplexed_async_connection_with_config(&config)
             .await?;
-        Ok(Wire::Own(connection))
+        Ok(Wire::own(connection))
     }
 }
 
@@ -120,17 +120,21 @@ impl Source {
 ///
 /// The earlier ones are closed there. What was still under way on them is refused from then on, so no request on the
 /// new connection is overtaken by one of them. Those that may not be closed, or are not known, are left in `earlier`.
-pub(crate) async fn prepare(wire: &Wire, earlier: &mut Earlier) -> Option<Identity> {
-    match wire {
-        Wire::Own(_) => {
+pub(crate) async fn prepare(
+    source: &Source,
+    wire: &Wire,
+    earlier: &mut Earlier,
+) -> Option<Identity> {
+    match source {
+        Source::Client(_) => {
             let (identity, ()) = futures::join!(identify(wire), load_scripts(wire));
             if let Some(identity) = &identity {
                 close(wire, earlier, &identity.run).await;
             }
             identity
         }
-        Wire::Given(_) => {
-            // Sent by the first poll, before any other request; nobody needs the reply.
+        Source::Given(_) => {
+            // Queued by the first poll, before any other request; nobody needs the reply.
             let _ = load_scripts(wire).now_or_never();
             None
         }
@@ -197,7 +201,7 @@ async fn close(wire: &Wire, earlier: &mut Earlier, run: &str) {
         kill.arg("KILL").arg("ID").arg(*id);
         // 1 if it was open, 0 if not.
         matches!(
-            wire.clone().send(Arc::new(kill), Unwanted::Dropped).await,
+            wire.send(Arc::new(kill), Unwanted::Dropped).await,
             Ok(Reply::Int(_))
         )
     }));
@@ -213,7 +217,7 @@ async fn load_scripts(wire: &Wire) {
     let load = |script| {
         let mut load = redis::cmd("SCRIPT");
         load.arg("LOAD").arg(script);
-        wire.clone().send(Arc::new(load), Unwanted::Dropped)
+        wire.send(Arc::new(load), Unwanted::Dropped)
     };
     join_all(scripts().map(load)).await;
 }

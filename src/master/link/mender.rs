@@ -138,8 +138,8 @@ impl Prober {
 /// Waits for a sign of life; `false` if the connection breaks instead.
 async fn revives(live: &Live) -> bool {
     loop {
-        match live.wire.clone().send(ping(), Unwanted::Dropped).await {
-            Err(Fault::Broken(_)) => return false,
+        match live.wire.send(ping(), Unwanted::Dropped).await {
+            Err(Fault::Unsent(_) | Fault::Broken(_)) => return false,
             // Said by a connection that the user gave us, not by the master.
             Err(Fault::Replied(error)) if error.is_io_error() => sleep(SILENCE).await,
             Ok(_) | Err(Fault::Replied(_)) => return true,
