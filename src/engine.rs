@@ -352,25 +352,31 @@ async fn dispatch(task: Arc<OnceLock<Id>>, mut queue: mpsc::UnboundedReceiver<Ma
     let mut arrived = Vec::with_capacity(JOBS_PER_TURN);
     let mut beat = pin!(sleep(Duration::ZERO));
     poll_fn(|cx| {
-        // Begun together, so that their commands are written together.
-        let taken = queue.poll_recv_many(cx, &mut arrived, JOBS_PER_TURN);
-        if taken.is_ready() && beat.is_elapsed() {
-            beat.as_mut().reset(Instant::now() + BEAT);
-        }
-        let _ = beat.as_mut().poll(cx);
-        jobs.extend(arrived.drain(..).map(|make| make()));
-        let is_closed = taken == Poll::Ready(0);
-        for _ in 0..JOBS_PER_TURN {
-            match jobs.poll_next_unpin(cx) {
-                Poll::Ready(Some(())) => {}
-                Poll::Ready(None) if is_closed => return Poll::Ready(()),
-                Poll::Ready(None) | Poll::Pending if is_closed || taken.is_pending() => {
+        let mut begun = 0;
+        while begun < JOBS_PER_TURN {
+            // Begun together, so that their commands are written together.
+            let taken = queue.poll_recv_many(cx, &mut arrived, JOBS_PER_TURN);
+            if taken.is_ready() && beat.is_elapsed() {
+                beat.as_mut().reset(Instant::now() + BEAT);
+            }
+            let _ = beat.as_mut().poll(cx);
+            begun += arrived.len();
+            jobs.extend(arrived.drain(..).map(|make| make()));
+            let mut ended = 0;
+            while let Poll::Ready(Some(())) = jobs.poll_next_unpin(cx) {
+                ended += 1;
+                if ended == JOBS_PER_TURN {
+                    cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
-                Poll::Ready(None) | Poll::Pending => break,
+            }
+            match taken {
+                Poll::Ready(0) if jobs.is_empty() => return Poll::Ready(()),
+                Poll::Ready(0) | Poll::Pending => return Poll::Pending,
+                // There may be more.
+                Poll::Ready(_) => {}
             }
         }
-        // There may be more, once the connections and timers have had their turn.
         cx.waker().wake_by_ref();
         Poll::Pending
     })

@@ -31,7 +31,7 @@ pub(crate) struct Inner {
 
 /// What runs in one process.
 pub(crate) struct Core {
-    pub(crate) engine: Engine,
+    pub(crate) engine: Arc<Engine>,
     pub(crate) masters: Masters,
     pub(crate) releases: Releases,
 }
@@ -48,13 +48,16 @@ impl Inner {
     /// What runs in this process. Nothing does before the first job.
     pub(crate) fn core(&self) -> &Arc<Core> {
         self.core.get_or_init(|| {
+            let engine = Arc::new(Engine::new(self.home.clone()));
             let sources = self.sources.iter().cloned();
-            let masters =
-                sources.map(|(address, source)| Master::new(address, source, self.request_timeout));
+            let masters = sources.map(|(address, source)| {
+                let engine = Arc::downgrade(&engine);
+                Master::new(address, source, engine, self.request_timeout)
+            });
             Arc::new(Core {
-                engine: Engine::new(self.home.clone()),
                 masters: Masters::new(masters.collect()),
                 releases: Releases::default(),
+                engine,
             })
         })
     }

@@ -5,7 +5,7 @@ mod mender;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -16,6 +16,7 @@ use self::mender::{Mender, Prober};
 use super::source::{Earlier, Source, prepare};
 use super::watched::Watched;
 use super::wire::{Fault, Unwanted, Wire};
+use crate::engine::Engine;
 use crate::error::{Address, MasterError};
 
 /// A master that has left everything unanswered for this long is asked for a sign of life.
@@ -37,6 +38,8 @@ const MIN_PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct Link {
     address: Address,
     source: Source,
+    /// Where its connections are served. Gone with the client.
+    engine: Weak<Engine>,
     /// How long an attempt to connect may take.
     timeout: Duration,
     state: Watched<State>,
@@ -95,10 +98,16 @@ impl State {
 }
 
 impl Link {
-    pub(crate) fn new(address: Address, source: Source, timeout: Duration) -> Self {
+    pub(crate) fn new(
+        address: Address,
+        source: Source,
+        engine: Weak<Engine>,
+        timeout: Duration,
+    ) -> Self {
         Self {
             address,
             source,
+            engine,
             timeout: timeout.clamp(CONNECT_TIMEOUT, LONGEST_CONNECT_TIMEOUT),
             state: Watched::new(State::Idle),
             earlier: Mutex::new(Earlier::default()),
@@ -302,7 +311,7 @@ impl Link {
         self.attempted.store(self.now(), Ordering::Relaxed);
         let mut earlier = lock(&self.earlier).clone();
         let opened = timeout(self.timeout, async {
-            let wire = self.source.open().await?;
+            let wire = self.source.open(&self.engine).await?;
             // From here on the old connection is closed, even should it come back to life.
             self.change(|state| matches!(state, State::Hung(_)), State::connecting());
             let identity = prepare(&self.source, &wire, &mut earlier).await;

@@ -9,7 +9,7 @@ mod wire;
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use self::request::read_state;
 pub(crate) use self::source::{Source, address};
 pub(crate) use self::wire::Given;
 use self::wire::{Fault, Unwanted};
+use crate::engine::Engine;
 use crate::error::{Address, MasterError, Vote};
 use crate::inspect::{Sighting, State};
 use crate::permit::SendPermit;
@@ -38,8 +39,13 @@ pub(crate) struct Master {
 
 impl Master {
     /// `timeout` is how long a request may take.
-    pub(crate) fn new(address: Address, source: Source, timeout: Duration) -> Self {
-        let link = Arc::new(Link::new(address, source, timeout));
+    pub(crate) fn new(
+        address: Address,
+        source: Source,
+        engine: Weak<Engine>,
+        timeout: Duration,
+    ) -> Self {
+        let link = Arc::new(Link::new(address, source, engine, timeout));
         Self { link }
     }
 

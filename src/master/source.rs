@@ -1,7 +1,7 @@
 //! Where the connections to one master come from.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 
 use super::request::scripts;
 use super::wire::{Given, Unwanted, Wire};
+use crate::engine::Engine;
 use crate::error::Address;
 
 /// An idle connection is probed after so long: below the five minutes after which common firewalls forget it.
@@ -98,10 +99,10 @@ impl Source {
     }
 
     /// Opens a connection; to be prepared before use.
-    pub(crate) async fn open(&self) -> RedisResult<Wire> {
+    pub(crate) async fn open(&self, engine: &Weak<Engine>) -> RedisResult<Wire> {
         let client = match self {
             Self::Client(client) => client,
-            Self::Given(connection) => return Ok(Wire::given(Arc::clone(connection))),
+            Self::Given(connection) => return Ok(Wire::given(Arc::clone(connection), engine)),
         };
         install_crypto_provider(client);
         let config = AsyncConnectionConfig::new()
@@ -112,7 +113,7 @@ impl Source {
         let connection = client
             .get_multiplexed_async_connection_with_config(&config)
             .await?;
-        Ok(Wire::own(connection))
+        Ok(Wire::own(connection, engine))
     }
 }
 

@@ -7,16 +7,18 @@
 use std::collections::VecDeque;
 use std::collections::hash_map::{Entry, HashMap};
 use std::future::poll_fn;
-use std::pin::pin;
-use std::sync::Arc;
+use std::mem;
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 
-use futures::future::BoxFuture;
+use futures::FutureExt;
+use futures::future::{BoxFuture, Either};
 use futures::stream::{FuturesUnordered, StreamExt};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{Arg, Cmd, Pipeline, RedisError, RedisResult, Value as Reply};
+use redis::{Arg, Cmd, Pipeline, RedisError, RedisFuture, RedisResult, Value as Reply};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::coop::unconstrained;
+
+use crate::engine::Engine;
 
 /// How many requests are written, and answered, together at most. Enough that the cost of each write is shared, and few
 /// enough that no answer waits long for those that come with it.
@@ -67,18 +69,42 @@ where
     }
 }
 
+impl Fault {
+    fn new(error: RedisError, was_sent: bool) -> Self {
+        if !error.is_io_error() && !error.is_unrecoverable_error() {
+            Self::Replied(error)
+        } else if was_sent {
+            Self::Broken(error)
+        } else {
+            Self::Unsent(error)
+        }
+    }
+}
+
 impl Wire {
-    /// A wire to a connection of our own, served by a task of the current runtime.
-    pub(crate) fn own(connection: MultiplexedConnection) -> Self {
-        let (queue, requests) = mpsc::unbounded_channel();
-        tokio::spawn(unconstrained(serve(connection, requests)));
-        Self(queue)
+    /// A wire to a connection of our own.
+    pub(crate) fn own(connection: MultiplexedConnection, engine: &Weak<Engine>) -> Self {
+        Self::served_by(engine, |requests| serve(connection, requests))
     }
 
-    /// A wire to a connection that the user gave us, served by a task of the current runtime.
-    pub(crate) fn given(connection: Arc<dyn Given>) -> Self {
+    /// A wire to a connection that the user gave us.
+    pub(crate) fn given(connection: Arc<dyn Given>, engine: &Weak<Engine>) -> Self {
+        Self::served_by(engine, |requests| deliver(connection, requests))
+    }
+
+    /// A job of the engine serves the queue, and not a task of its own: it gets its turn when all jobs that could go on
+    /// have, so what they send is written together.
+    fn served_by<J>(
+        engine: &Weak<Engine>,
+        job: impl FnOnce(mpsc::UnboundedReceiver<Envelope>) -> J,
+    ) -> Self
+    where
+        J: Future<Output = ()> + Send + 'static,
+    {
         let (queue, requests) = mpsc::unbounded_channel();
-        tokio::spawn(unconstrained(deliver(connection, requests)));
+        if let Some(engine) = engine.upgrade() {
+            engine.spawn(job(requests));
+        }
         Self(queue)
     }
 
@@ -120,78 +146,75 @@ fn closed() -> RedisError {
 /// Writes what has come together as one pipeline, without waiting for earlier answers. Ends with the connection.
 async fn serve(connection: MultiplexedConnection, mut requests: mpsc::UnboundedReceiver<Envelope>) {
     let mut under_way = FuturesUnordered::new();
-    let mut batch = Vec::new();
-    loop {
-        tokio::select! {
-            biased;
-            1.. = requests.recv_many(&mut batch, MAX_BATCH) => {
-                batch.retain(|request| !request.is_unwanted());
-                under_way.push(exchange(connection.clone(), std::mem::take(&mut batch)));
+    let mut arrived = Vec::new();
+    poll_fn(|cx| {
+        loop {
+            let taken = requests.poll_recv_many(cx, &mut arrived, MAX_BATCH);
+            arrived.retain(|request| !request.is_unwanted());
+            if arrived.len() > 1 {
+                let batch = mem::take(&mut arrived);
+                under_way.push(Either::Right(exchange_all(connection.clone(), batch)));
+            } else if let Some(only) = arrived.pop() {
+                under_way.push(Either::Left(exchange(connection.clone(), only)));
             }
-            Some(is_broken) = under_way.next() => {
+            while let Poll::Ready(Some(is_broken)) = under_way.poll_next_unpin(cx) {
                 if is_broken {
                     requests.close();
                 }
             }
-            else => break,
+            match taken {
+                Poll::Ready(0) if under_way.is_empty() => return Poll::Ready(()),
+                Poll::Ready(0) | Poll::Pending => return Poll::Pending,
+                // There may be more.
+                Poll::Ready(_) => {}
+            }
         }
-    }
+    })
+    .await;
 }
 
-/// Sends requests and hands out the replies. Tells whether the connection has broken.
-async fn exchange(connection: MultiplexedConnection, batch: Vec<Envelope>) -> bool {
-    let commands = batch.iter().map(|request| Arc::clone(&request.command));
-    let mut replies = pin!(request_all(connection, commands.collect()));
-    let first_poll = poll_fn(|cx| Poll::Ready(replies.as_mut().poll(cx))).await;
-    let fault = match first_poll {
-        // Not even queued behind the connection.
-        Poll::Ready(_) => Fault::Unsent,
-        Poll::Pending => Fault::Broken,
-    };
-    let replies = match first_poll {
-        Poll::Ready(replies) => replies,
-        Poll::Pending => replies.await,
-    };
+/// Sends a request and hands out the reply. Tells whether the connection has broken.
+async fn exchange(mut connection: MultiplexedConnection, request: Envelope) -> bool {
+    let reply = connection.req_packed_command(&request.command);
+    let (reply, was_sent) = note_if_sent(reply).await;
+    let reply = reply.and_then(Reply::extract_error);
+    let reply = reply.map_err(|error| Fault::new(error, was_sent));
+    let is_broken = matches!(reply, Err(Fault::Unsent(_) | Fault::Broken(_)));
+    request.answer(reply);
+    is_broken
+}
+
+/// The same for several requests, in their order.
+async fn exchange_all(mut connection: MultiplexedConnection, batch: Vec<Envelope>) -> bool {
+    let mut pipeline = Pipeline::with_capacity(batch.len());
+    for request in &batch {
+        pipeline.add_command(Cmd::clone(&request.command));
+    }
+    let replies = connection.req_packed_commands(&pipeline, 0, batch.len());
+    let (replies, was_sent) = note_if_sent(replies).await;
+    let mut is_broken = false;
     match replies {
         Ok(replies) => {
             for (request, reply) in batch.into_iter().zip(replies) {
                 request.answer(reply.extract_error().map_err(Fault::Replied));
             }
-            false
         }
         Err(error) => {
-            let is_broken = error.is_io_error() || error.is_unrecoverable_error();
             for request in batch {
-                let error = error.clone();
-                request.answer(Err(if is_broken {
-                    fault(error)
-                } else {
-                    Fault::Replied(error)
-                }));
+                let fault = Fault::new(error.clone(), was_sent);
+                is_broken |= !matches!(fault, Fault::Replied(_));
+                request.answer(Err(fault));
             }
-            is_broken
         }
     }
+    is_broken
 }
 
-async fn request_all(
-    mut connection: MultiplexedConnection,
-    commands: Vec<Arc<Cmd>>,
-) -> RedisResult<Vec<Reply>> {
-    match &commands[..] {
-        [] => Ok(Vec::new()),
-        [command] => {
-            let reply = connection.req_packed_command(command).await;
-            reply.map(|reply| vec![reply])
-        }
-        several => {
-            let mut pipeline = Pipeline::with_capacity(several.len());
-            for command in several {
-                pipeline.add_command(Cmd::clone(command));
-            }
-            let replies = connection.req_packed_commands(&pipeline, 0, several.len());
-            replies.await
-        }
+/// Awaits a reply. Tells as well whether the request was sent: a connection that has ended fails at the first poll.
+async fn note_if_sent<T>(mut reply: RedisFuture<'_, T>) -> (RedisResult<T>, bool) {
+    match poll_fn(|cx| Poll::Ready(reply.poll_unpin(cx))).await {
+        Poll::Ready(reply) => (reply, false),
+        Poll::Pending => (reply.await, true),
     }
 }
 
