@@ -289,7 +289,6 @@ impl Claim {
         } = &*self.inner;
         let ttl = Duration::from_millis(self.longest_ttl.load(Ordering::Relaxed));
         let deletion = Deletion {
-            masters: self.core.masters.clone(),
             request: Request::release(self.key.as_bytes(), &self.value),
             deletes: Deletes::new(dirty),
             gone: clock.now().after(ttl).after(drift.over(ttl)),

@@ -116,7 +116,8 @@ impl Release {
     pub(crate) fn begin(deletion: Deletion, core: &Arc<Core>) -> Self {
         let pending = core.releases.begin(&deletion.key);
         let (outcome, received) = oneshot::channel();
-        core.engine.begin(deletion.run(pending, outcome));
+        core.engine
+            .begin(deletion.run(Arc::clone(core), pending, outcome));
         Self {
             core: Arc::clone(core),
             outcome: Some(received),
@@ -147,7 +148,6 @@ impl Drop for Release {
 
 /// What is to be deleted, and where.
 pub(crate) struct Deletion {
-    pub(crate) masters: Masters,
     pub(crate) request: Request,
     pub(crate) deletes: Arc<Deletes>,
     /// When the key is gone by itself.
@@ -158,10 +158,10 @@ pub(crate) struct Deletion {
 }
 
 impl Deletion {
-    async fn run(self, mut pending: Pending, outcome: oneshot::Sender<Outcome>) {
-        let mut round = self
-            .masters
-            .delete(&self.request, &self.deletes, self.patience);
+    /// `core` keeps the engine and the connections for as long as they are needed, also when the client is dropped.
+    async fn run(self, core: Arc<Core>, mut pending: Pending, outcome: oneshot::Sender<Outcome>) {
+        let masters = &core.masters;
+        let mut round = masters.delete(&self.request, &self.deletes, self.patience);
         let verdict = round.decided(self.patience).await;
         if verdict == Verdict::Carried {
             let _ = outcome.send(Ok(()));
@@ -170,19 +170,23 @@ impl Deletion {
             let _ = outcome.send(Err(round.explained(not_ours, self.patience).await));
         }
         round.ended(self.patience).await;
-        let unsettled: Vec<usize> = (0..self.masters.count())
+        let unsettled: Vec<usize> = (0..masters.count())
             .filter(|master| !self.is_final(*master, round.vote(*master).as_ref()))
             .collect();
         drop(round);
-        pending.complaint = self.finish(unsettled).await;
+        pending.complaint = self.finish(masters, unsettled).await;
     }
 
     /// Deletes where that is not done for certain, until it is or the key is gone; returns why it is not confirmed.
-    async fn finish(&self, unsettled: Vec<usize>) -> Option<&'static str> {
+    async fn finish(&self, masters: &Masters, unsettled: Vec<usize>) -> Option<&'static str> {
         if unsettled.is_empty() {
             return None;
         }
-        let deleted = join_all(unsettled.into_iter().map(|master| self.delete_on(master)));
+        let deleted = join_all(
+            unsettled
+                .into_iter()
+                .map(|master| self.delete_on(masters, master)),
+        );
         match timeout(self.clock.now().until(self.gone), deleted).await {
             Ok(votes) if votes.iter().all(Vote::is_settled) => None,
             Ok(_) => Some("a master refused it"),
@@ -195,11 +199,10 @@ impl Deletion {
     }
 
     /// Deletes on one master until what was sent before can no longer come after it.
-    async fn delete_on(&self, master: usize) -> Vote {
+    async fn delete_on(&self, masters: &Masters, master: usize) -> Vote {
         let mut pause = self.patience;
         loop {
-            let vote = self
-                .masters
+            let vote = masters
                 .delete_until_answered(master, &self.request, &self.deletes)
                 .await;
             if !vote.is_settled() || self.is_final(master, Some(&vote)) {
