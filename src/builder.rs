@@ -31,6 +31,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_millis(250);
 /// | [`retry`](Self::retry) | [`RetryPolicy::new`] | up to 5 s, which suits a web service |
 /// | [`request_timeout`](Self::request_timeout) | 250 ms | see there |
 /// | [`drift_factor`](Self::drift_factor) | 0.01 | that of the Redlock page |
+/// | [`runtime`](Self::runtime) | a thread of this process | it does not matter whose runtime ends or is blocked |
 ///
 /// # Examples
 ///
@@ -118,6 +119,10 @@ impl RedlockBuilder {
     /// It must send requests in the order in which it is given them, each at most once, as
     /// [`MultiplexedConnection`](redis::aio::MultiplexedConnection) does. Opening it again when it breaks is its
     /// own business, and its timeouts are as you set them. In messages it goes by its place among the masters.
+    ///
+    /// It ends with the runtime that it was opened on, and cannot be used in a child of a `fork`. What it still had to
+    /// send then is lost, so keys may stay until their ttl is over. Requests for one value go one after the other over
+    /// it, since a connection without room for more may let a later one pass.
     ///
     /// # Examples
     ///

@@ -53,7 +53,7 @@ pub(crate) enum Failure {
     TooLate,
 }
 
-/// That a quorum has confirmed an extension. Counts once [confirmed](Claim::confirm) by the one who asked for it: when a
+/// A quorum has confirmed an extension. It counts once the one who asked for it [confirms](Claim::confirm) it: when the
 /// caller is gone by then, the claim stays as it was.
 pub(crate) struct Extended {
     valid_until: Moment,
@@ -296,7 +296,12 @@ impl Claim {
             patience: *request_timeout,
             key: self.key.clone(),
         };
-        Some(Release::begin(deletion, &self.core))
+        let Core {
+            engine,
+            masters,
+            releases,
+        } = &*self.core;
+        Some(Release::begin(deletion, releases, masters, engine))
     }
 
     /// Lets go of the claim, and leaves the keys where they are.

@@ -5,6 +5,8 @@
 //! runtime ends, idles or is blocked. One task, the dispatcher, polls all jobs of a client. It begins every job that
 //! has arrived before a connection gets its turn to write, so the commands of many jobs share one write.
 
+mod linger;
+
 use std::future::{pending, poll_fn, ready};
 use std::mem::{self, forget};
 use std::panic::AssertUnwindSafe;
@@ -23,14 +25,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{Id, coop::unconstrained, id, try_id, yield_now};
 use tokio::time::{Instant, sleep};
 
-use crate::linger::Grace;
+use self::linger::Grace;
 use crate::per_process::PerProcess;
 
 /// Of the thread, and of those that look up names for it.
 const NAME: &str = "redlock";
 
-/// How many jobs the dispatcher begins, and ends, before connections and timers get their turn. Without a limit, callers
-/// whose jobs end at once could keep it busy for ever.
+/// How many jobs the dispatcher begins, and ends, before connections and timers get their turn. Without a limit,
+/// callers whose jobs end at once could keep it busy for ever.
 const JOBS_PER_TURN: usize = 64;
 
 /// Which runtime an engine uses.
@@ -144,8 +146,7 @@ impl Engine {
         self.run_with_rest(move || job.map(|output| (output, ready(()))))
     }
 
-    /// Makes and runs a job for a caller, like [`run`](Self::run), and what the job leaves to do when its caller has the
-    /// output.
+    /// Makes a job and [runs](Self::run) it, and then what the job leaves to do when its caller has the output.
     pub(crate) fn run_with_rest<T, J, R>(
         &self,
         make: impl FnOnce() -> J + Send + 'static,
@@ -245,7 +246,7 @@ pub(crate) struct Running<T> {
 
 impl<T> Running<T> {
     /// Whether the job is one of a parent of this process.
-    pub(crate) fn is_forked(&self) -> bool {
+    fn is_forked(&self) -> bool {
         self.process != process::id()
     }
 }

@@ -24,10 +24,16 @@ use crate::release::Release;
 ///
 /// # Dropping
 ///
-/// `drop` sends a compare-and-delete to every master and returns at once; a task sees to the answers. It may be
-/// called anywhere: in an aborted task, on a thread without a runtime, while panicking. If the runtime has
-/// shut down, a thread of its own sends it, and `drop` waits for that, at most a quarter of a second. To wait for all releases
-/// before a process ends there is [`Redlock::shutdown`](crate::Redlock::shutdown).
+/// `drop` hands a compare-and-delete for every master to the background, which sees to the answers. It may be called
+/// anywhere: in an aborted task, on a thread without a runtime, while panicking.
+///
+/// - Within a Tokio runtime it returns at once. A small task keeps that runtime from ending before the delete is written
+///   to the connections, for at most 250 ms.
+/// - Elsewhere it waits for that itself, at most 250 ms in all, however many guards are dropped.
+/// - [`std::process::exit`] and signals end the process without waiting. Before them, await
+///   [`release`](Self::release) or [`Redlock::shutdown`](crate::Redlock::shutdown), or the key may stay until its ttl.
+///
+/// In a child of a `fork` a guard is of no use: it is not valid there, and dropping it deletes nothing.
 ///
 /// # Sharing
 ///

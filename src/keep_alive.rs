@@ -18,7 +18,10 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 ///
 /// The lock is extended every third of its ttl, give or take a tenth. A renewal that fails is tried again a tenth of
 /// that later, and after half a second at most, for as long as there is validity left. All of this ends with the
-/// guard, or with its runtime. A loss is a warning in the log.
+/// guard. A loss is a warning in the log.
+///
+/// Renewals run in the background of the client. They go on while the caller's runtime is blocked or is not run, so work
+/// that hangs keeps everybody else out; [`max_lifetime`](Self::max_lifetime) is the bound for that.
 ///
 /// # Examples
 ///

@@ -39,6 +39,12 @@
 //! - The key is set by `SET key value NX PX ttl` and deleted only if it has our value. Other Redlock clients on the
 //!   same masters and keys are excluded by it, and exclude it.
 //!
+//! # Where it runs
+//!
+//! Connections, renewals, releases and timers live on one thread of the process, named `redlock`, which all clients share;
+//! or on the runtime that [`RedlockBuilder::runtime`] names. Calls can be awaited on any executor. It does not matter
+//! whose runtime ends, idles or is blocked. [`LockGuard`] says what a drop waits for, and what the end of a process leaves.
+//!
 //! # Limits, and when not to use it
 //!
 //! Redlock is a lease: it ends with the ttl, whatever its holder is doing. Two processes can act at once when a holder
@@ -80,7 +86,6 @@ pub mod inspect;
 mod keep_alive;
 mod key;
 mod lease;
-mod linger;
 mod master;
 mod masters;
 mod per_process;

@@ -31,6 +31,10 @@ use crate::value::Value;
 ///
 /// Cheap to clone; clones share their connections, one to each master, which are opened when first needed.
 ///
+/// The connections and all background work live on a thread of the process named `redlock`, which all clients share and
+/// the first request starts; or on a runtime that you name by [`RedlockBuilder::runtime`]. The futures of this crate
+/// may be awaited on any executor, and outlive the runtime that they were begun in.
+///
 /// # Examples
 ///
 /// ```no_run
@@ -267,11 +271,14 @@ impl Redlock {
     }
 
     /// Waits until every release under way is confirmed by every master that may hold the key, those from drops
-    /// and cancelled attempts too; at most for `timeout`. Tells how many were not: their keys go with their
-    /// ttl. What has been given up is told of once.
+    /// and cancelled attempts too; at most for `timeout`. Returns the number of those that are not: their keys expire
+    /// with the ttl. A release that was given up is counted once.
     ///
-    /// Call it last, when the guards are dropped: the process can then end without leaving anything behind. The
-    /// client can be used after it.
+    /// Call it last, when the guards are dropped: the process can then end in any way without leaving anything behind.
+    /// The client can be used after it.
+    ///
+    /// A release also counts as under way while a `SET` may still come over an earlier connection that its master does
+    /// not allow to be closed: the delete is repeated until the ttl is over.
     ///
     /// # Examples
     ///

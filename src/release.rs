@@ -11,8 +11,8 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, timeout};
 
 use crate::clock::{Clock, Moment};
+use crate::engine::{Engine, Stopped};
 use crate::error::{Ballots, MasterError, Vote, name};
-use crate::inner::Core;
 use crate::key::Key;
 use crate::master::Request;
 use crate::masters::Masters;
@@ -70,7 +70,7 @@ impl Releases {
         Pending {
             releases: self.clone(),
             key: key.clone(),
-            complaint: Some("the runtime of its client has shut down"),
+            complaint: Some("its client has ended"),
         }
     }
 
@@ -103,7 +103,8 @@ impl Drop for Pending {
 
 /// The outcome of a release, for the one who waits. Dropped, the release goes on in the background.
 pub(crate) struct Release {
-    core: Arc<Core>,
+    engine: Arc<Engine>,
+    masters: Masters,
     /// `None` once the outcome was received.
     outcome: Option<oneshot::Receiver<Outcome>>,
 }
@@ -112,14 +113,24 @@ pub(crate) struct Release {
 type Outcome = Result<(), Ballots>;
 
 impl Release {
-    /// Whatever the same client sends to a master from now on comes after the compare-and-delete.
-    pub(crate) fn begin(deletion: Deletion, core: &Arc<Core>) -> Self {
-        let pending = core.releases.begin(&deletion.key);
+    /// Begins to delete. Whatever the same client sends to a master from now on comes after the compare-and-delete.
+    pub(crate) fn begin(
+        deletion: Deletion,
+        releases: &Releases,
+        masters: &Masters,
+        engine: &Arc<Engine>,
+    ) -> Self {
+        let pending = releases.begin(&deletion.key);
         let (outcome, received) = oneshot::channel();
-        core.engine
-            .begin(deletion.run(Arc::clone(core), pending, outcome));
+        let (own_masters, own_engine) = (masters.clone(), Arc::clone(engine));
+        engine.begin(async move {
+            deletion.run(&own_masters, pending, outcome).await;
+            // Until then it serves the connections, also when the client has been dropped.
+            drop(own_engine);
+        });
         Self {
-            core: Arc::clone(core),
+            engine: Arc::clone(engine),
+            masters: masters.clone(),
             outcome: Some(received),
         }
     }
@@ -132,8 +143,8 @@ impl Release {
         let outcome = outcome.await;
         self.outcome = None;
         outcome.unwrap_or_else(|_| {
-            let error = MasterError::NotAsked("the runtime of this client has shut down".into());
-            Err(self.core.masters.all_failed(&error))
+            let error = MasterError::NotAsked(Stopped::RuntimeEnded.to_string());
+            Err(self.masters.all_failed(&error))
         })
     }
 }
@@ -141,7 +152,7 @@ impl Release {
 impl Drop for Release {
     fn drop(&mut self) {
         if self.outcome.is_some() {
-            self.core.engine.linger();
+            self.engine.linger();
         }
     }
 }
@@ -158,9 +169,7 @@ pub(crate) struct Deletion {
 }
 
 impl Deletion {
-    /// `core` keeps the engine and the connections for as long as they are needed, also when the client is dropped.
-    async fn run(self, core: Arc<Core>, mut pending: Pending, outcome: oneshot::Sender<Outcome>) {
-        let masters = &core.masters;
+    async fn run(self, masters: &Masters, mut pending: Pending, outcome: oneshot::Sender<Outcome>) {
         let mut round = masters.delete(&self.request, &self.deletes, self.patience);
         let verdict = round.decided(self.patience).await;
         if verdict == Verdict::Carried {
@@ -182,20 +191,22 @@ impl Deletion {
         if unsettled.is_empty() {
             return None;
         }
-        let deleted = join_all(
-            unsettled
-                .into_iter()
-                .map(|master| self.delete_on(masters, master)),
-        );
-        match timeout(self.clock.now().until(self.gone), deleted).await {
-            Ok(votes) if votes.iter().all(Vote::is_settled) => None,
-            Ok(_) => Some("a master refused it"),
-            Err(_) => {
-                // The key is gone: nothing is left that could be confirmed.
-                warn_unconfirmed(&self.key, "a master did not answer until the ttl was over");
-                None
-            }
+        let deleted = unsettled.iter().map(|&it| self.delete_on(masters, it));
+        let deleted = timeout(self.clock.now().until(self.gone), join_all(deleted)).await;
+        match deleted {
+            Ok(votes) if votes.iter().all(Vote::is_settled) => return None,
+            Ok(_) => return Some("a master refused it"),
+            Err(_) => {}
         }
+        // The key is gone: nothing is left that could be confirmed.
+        let answered = |&master: &usize| self.deletes.may_be_late(master, false);
+        let reason = if unsettled.iter().all(answered) {
+            "an earlier connection could not be closed, and may still have brought the lock until the ttl was over"
+        } else {
+            "a master did not answer until the ttl was over"
+        };
+        warn_unconfirmed(&self.key, reason);
+        None
     }
 
     /// Deletes on one master until what was sent before can no longer come after it.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
-use crate::engine::{Running, Stopped};
+use super::{Running, Stopped};
 
 /// The longest that all who block wait together: enough for a busy machine, and no noticeable pause.
 const LONGEST: Duration = Duration::from_millis(250);
@@ -16,11 +16,11 @@ const LONGEST: Duration = Duration::from_millis(250);
 /// Until when those who block may do so; `None` while nobody blocks. However many guards are dropped while the engine
 /// gets nothing done, they wait for `LONGEST` in all.
 #[derive(Clone, Default)]
-pub(crate) struct Grace(Arc<Mutex<Option<Instant>>>);
+pub(super) struct Grace(Arc<Mutex<Option<Instant>>>);
 
 impl Grace {
     /// Waits until the output is there. On a runtime a task waits, and the caller goes on; elsewhere the caller waits.
-    pub(crate) fn wait_for(&self, written: Running<()>) {
+    pub(super) fn wait_for(&self, written: Running<()>) {
         let lingering = Lingering {
             written,
             grace: self.clone(),
