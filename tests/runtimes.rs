@@ -12,13 +12,14 @@ use std::{array, env, thread};
 
 use futures::future::FutureExt;
 use futures::poll;
+use redis::cmd;
 use support::{Proxy, Server, eventually, eventually_async, unique};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::time::sleep;
 use tokio_redlock::inspect::Verdict;
 use tokio_redlock::{
-    ExtendError, Handover, KeepAlive, LockError, LockGuard, Redlock, RedlockBuilder, ReleaseError,
-    RetryPolicy, RunError,
+    ExtendError, Handover, KeepAlive, LockError, LockGuard, Loss, Redlock, RedlockBuilder,
+    ReleaseError, RetryPolicy, RunError,
 };
 
 /// Only reached by a test that fails.
@@ -658,4 +659,54 @@ fn a_lock_kept_alive_beside_work_that_hangs_ends_with_its_longest_lifetime() {
     assert!(waited > lifetime - KEPT / 2, "not kept alive: {waited:?}");
     assert!(waited < lifetime + KEPT + SOON, "{waited:?}");
     assert!(!guard.is_valid());
+}
+
+/// The votes of masters that were not asked, as they stand in an error.
+const NOT_ASKED: &str = "not asked: the runtime of this client has shut down";
+
+#[test]
+fn a_client_ends_with_the_runtime_that_it_was_given() {
+    let servers = Server::many::<3>();
+    for own in [current_thread(), multi_thread()] {
+        let dlm = patient(builder(&servers).runtime(own.handle().clone()));
+        let (held, waiting) = own.block_on(async {
+            connect(&dlm, &servers).await;
+            let held = dlm.lock(unique("lock"), TTL).await.expect("it is free");
+            let mut waiting = dlm.lock(held.resource(), TTL).into_future();
+            assert!(poll!(&mut waiting).is_pending());
+            (held, waiting)
+        });
+        assert!(held.is_valid());
+        drop(own);
+        // Within another runtime, which is no help.
+        multi_thread().block_on(async {
+            let locked = dlm.lock("late", TTL).await;
+            for locked in [locked, waiting.await] {
+                let Err(error @ LockError::Unreachable(_)) = locked else {
+                    panic!("{locked:?}");
+                };
+                assert!(error.to_string().contains(NOT_ASKED), "{error}");
+            }
+            assert_eq!(held.lost().await, Loss::ClientEnded);
+            assert!(!held.is_valid());
+            let extended = held.extend(TTL).await;
+            assert!(
+                matches!(extended, Err(ExtendError::Lost { .. })),
+                "{extended:?}"
+            );
+            let view = dlm.inspect("late").await;
+            assert!(matches!(view.verdict, Verdict::Unknown), "{view:?}");
+            let released = held.release().await;
+            let Err(error @ ReleaseError::Unconfirmed { .. }) = released else {
+                panic!("{released:?}");
+            };
+            assert!(error.to_string().contains(NOT_ASKED), "{error}");
+            // At least this one is counted, and once.
+            assert!(dlm.shutdown(LONG).await > 0);
+            assert_eq!(dlm.shutdown(LONG).await, 0);
+        });
+        servers
+            .iter()
+            .for_each(|server| server.query(&cmd("FLUSHALL")));
+    }
 }

@@ -1,12 +1,12 @@
 //! How the end of a runtime or of a process waits for what was handed to the engine just before.
 
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker, ready};
-use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
+use tokio::task::coop::unconstrained;
 
 use super::{Running, Stopped};
 
@@ -69,23 +69,45 @@ impl Drop for Lingering {
             return;
         }
         let deadline = self.grace.deadline();
-        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
         let mut cx = Context::from_waker(&waker);
-        while pin!(&mut *self).poll(&mut cx).is_pending() {
+        // Unconstrained, or a task that has used up its budget would wait for nothing.
+        while pin!(unconstrained(&mut *self)).poll(&mut cx).is_pending() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
             }
-            thread::park_timeout(left);
+            woken.wait(left);
         }
     }
 }
 
-/// Wakes a thread that blocks.
-struct Unpark(Thread);
+/// Wakes a thread that blocks. Works in a thread that ends, too, where there is no handle of the thread any more.
+#[derive(Default)]
+struct Woken {
+    is_woken: Mutex<bool>,
+    changed: Condvar,
+}
 
-impl Wake for Unpark {
+impl Woken {
+    fn wait(&self, timeout: Duration) {
+        let is_woken = self.lock();
+        let waited = self
+            .changed
+            .wait_timeout_while(is_woken, timeout, |is_woken| !*is_woken);
+        let (mut is_woken, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        *is_woken = false;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.is_woken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wake for Woken {
     fn wake(self: Arc<Self>) {
-        self.0.unpark();
+        *self.lock() = true;
+        self.changed.notify_one();
     }
 }
