@@ -1,6 +1,7 @@
 //! How the end of a runtime or of a process waits for what was handed to the engine just before.
 
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::{Duration, Instant};
@@ -13,32 +14,49 @@ use super::{Running, Stopped};
 /// The longest that all who block wait together: enough for a busy machine, and no noticeable pause.
 const LONGEST: Duration = Duration::from_millis(250);
 
-/// Until when those who block may do so; `None` while nobody blocks. However many guards are dropped while the engine
-/// gets nothing done, they wait for `LONGEST` in all.
+/// More tasks than this do not wait at a time: a runtime that is not run would collect them for ever.
+const MOST_TASKS: usize = 1 << 16;
+
+/// What all waits for one engine share.
 #[derive(Clone, Default)]
-pub(super) struct Grace(Arc<Mutex<Option<Instant>>>);
+pub(super) struct Grace(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    /// Until when those who block may do so; `None` while nobody blocks. However many guards are dropped while the
+    /// engine gets nothing done, they wait for `LONGEST` in all.
+    deadline: Mutex<Option<Instant>>,
+    waiting: AtomicUsize,
+}
 
 impl Grace {
     /// Waits until the output is there. On a runtime a task waits, and the caller goes on; elsewhere the caller waits.
     pub(super) fn wait_for(&self, written: Running<()>) {
+        let waiting = self.0.waiting.fetch_add(1, Ordering::Relaxed);
         let lingering = Lingering {
             written,
             grace: self.clone(),
             is_over: false,
         };
         match Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn(lingering)),
-            Err(_) => drop(lingering),
+            Ok(runtime) if waiting < MOST_TASKS => drop(runtime.spawn(lingering)),
+            _ => drop(lingering),
         }
     }
 
-    fn deadline(&self) -> Instant {
-        let mut deadline = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *deadline.get_or_insert_with(|| Instant::now() + LONGEST)
+    fn until(&self) -> Instant {
+        *self
+            .deadline()
+            .get_or_insert_with(|| Instant::now() + LONGEST)
     }
 
     fn renew(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.deadline() = None;
+    }
+
+    fn deadline(&self) -> MutexGuard<'_, Option<Instant>> {
+        let deadline = self.0.deadline.lock();
+        deadline.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -65,10 +83,16 @@ impl Future for Lingering {
 
 impl Drop for Lingering {
     fn drop(&mut self) {
-        if self.is_over || self.written.is_forked() {
-            return;
+        if !self.is_over && !self.written.is_forked() {
+            self.block();
         }
-        let deadline = self.grace.deadline();
+        self.grace.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Lingering {
+    fn block(&mut self) {
+        let deadline = self.grace.until();
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(Arc::clone(&woken));
         let mut cx = Context::from_waker(&waker);
