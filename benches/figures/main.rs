@@ -1,5 +1,5 @@
 //! What locking costs, as tables: each figure of the crate beside that of the floor, which is the same commands on
-//! bare connections of redis-rs, or beside its own when all is well.
+//! bare connections of redis-rs, on the multi-thread runtime of the callers; or beside its own when all is well.
 //!
 //! ```sh
 //! cargo bench --bench figures                 # all tables
@@ -12,6 +12,7 @@
 
 #[path = "../bed/mod.rs"]
 mod bed;
+mod comparison;
 mod contended;
 mod cycle;
 mod drop;
