@@ -8,7 +8,6 @@ use redis::{AsyncConnectionConfig, Client, Cmd, Script, Value, cmd};
 
 use super::TTL;
 use super::rival::Rival;
-use super::server::Server;
 
 const RELEASE: &str = include_str!("../../src/master/release.lua");
 
@@ -23,11 +22,12 @@ pub(crate) struct Floor {
 pub(crate) struct Held(String, String);
 
 impl Floor {
-    pub(crate) async fn connect(servers: &[Server]) -> Self {
+    /// The connections belong to the current runtime.
+    pub(crate) async fn connect(urls: &[String]) -> Self {
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let mut masters = Vec::new();
-        for server in servers {
-            let client = Client::open(server.url()).expect("a valid address");
+        for url in urls {
+            let client = Client::open(url.as_str()).expect("a valid address");
             let info = client.get_connection_info().clone();
             let tcp = info.tcp_settings().clone().set_nodelay(true);
             let client = Client::open(info.set_tcp_settings(tcp)).expect("a valid address");

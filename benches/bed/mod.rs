@@ -1,4 +1,4 @@
-//! Five masters on this machine, and the two that are compared on them: the crate, and the floor below it.
+//! Five masters on this machine, and what is compared on them: the crate, and the floor below it.
 
 // Every file in benches/ is a program of its own that contains all of this and uses a part, also of the tests' servers.
 #![allow(dead_code, unreachable_pub)]
@@ -14,6 +14,7 @@ mod scratch;
 #[path = "../../tests/support/server.rs"]
 mod server;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -31,23 +32,40 @@ pub(crate) use self::server::Server;
 pub(crate) const TTL: Duration = Duration::from_secs(600);
 
 pub(crate) struct Bed {
-    pub(crate) runtime: Runtime,
+    /// Runs the callers, and the connections of `dlm_here` and of the floor.
+    pub(crate) runtime: Arc<Runtime>,
+    /// The crate by default: its connections are on the thread `redlock`.
     pub(crate) dlm: Redlock,
+    /// The crate on the runtime of its callers.
+    pub(crate) dlm_here: Redlock,
     pub(crate) floor: Floor,
-    pub(crate) servers: [Server; 5],
+    pub(crate) servers: Arc<[Server]>,
 }
 
 impl Bed {
     pub(crate) fn new() -> Self {
-        let servers = Server::many();
         let runtime = runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .expect("a runtime can be built");
+        let servers = Server::many::<5>();
+        let urls = servers.each_ref().map(Server::url);
+        Self::connect(Arc::new(runtime), Arc::new(servers), &urls)
+    }
+
+    /// The same masters, reached at other addresses.
+    pub(crate) fn reached_at(&self, urls: &[String]) -> Self {
+        Self::connect(Arc::clone(&self.runtime), Arc::clone(&self.servers), urls)
+    }
+
+    fn connect(runtime: Arc<Runtime>, servers: Arc<[Server]>, urls: &[String]) -> Self {
+        let builder = || Redlock::builder().masters(urls);
+        let here = builder().runtime(runtime.handle().clone());
         Self {
-            dlm: Redlock::new(servers.each_ref().map(Server::url)).expect("valid masters"),
-            floor: runtime.block_on(Floor::connect(&servers)),
+            dlm: builder().build().expect("valid masters"),
+            dlm_here: here.build().expect("valid masters"),
+            floor: runtime.block_on(Floor::connect(urls)),
             runtime,
             servers,
         }

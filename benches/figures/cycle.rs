@@ -1,112 +1,36 @@
 //! Lock and release of a fresh resource, by one task and by many.
 
 use crate::bed::Bed;
-use crate::stats::{Duel, percentile};
-use crate::table::{Table, per_second, ratio, time};
-use crate::target::{Target, judge};
-use crate::turn::Turn;
+use crate::comparison::{self, Figure};
+use crate::target::Target::{AtLeast, AtMost};
 
 /// Tasks, and cycles of each in a turn; that is some tenths of a second.
 const CROWDS: [(u32, u64); 3] = [(1, 1_000), (64, 64), (1_000, 6)];
 
-const ROUNDS: u32 = 21;
-
-struct Figure {
-    name: &'static str,
-    of: fn(&Turn) -> f64,
-    show: fn(f64) -> String,
-    /// What crate / floor should be for so many tasks.
-    target: fn(u32) -> Option<Target>,
-}
-
-const FIGURES: [Figure; 7] = [
-    Figure {
-        name: "lock p50",
-        of: |turn| percentile(&turn.run.locks, 50),
-        show: time,
-        target: |_| Some(Target::AtMost(1.15)),
-    },
-    Figure {
-        name: "lock p99",
-        of: |turn| percentile(&turn.run.locks, 99),
-        show: time,
-        target: |_| None,
-    },
-    Figure {
-        name: "release p50",
-        of: |turn| percentile(&turn.run.releases, 50),
-        show: time,
-        target: |_| Some(Target::AtMost(1.15)),
-    },
-    Figure {
-        name: "release p99",
-        of: |turn| percentile(&turn.run.releases, 99),
-        show: time,
-        target: |_| None,
-    },
-    Figure {
-        name: "cycles",
-        of: |turn| turn.per_second(),
-        show: per_second,
-        target: |tasks| (tasks == 64).then_some(Target::AtLeast(0.85)),
-    },
-    Figure {
-        name: "CPU per cycle",
-        of: |turn| turn.cpu,
-        show: time,
-        target: |_| Some(Target::AtMost(1.3)),
-    },
-    Figure {
-        name: "commands per cycle",
-        of: |turn| turn.commands,
-        show: |commands| format!("{commands:.1}"),
-        target: |_| None,
-    },
-];
-
 pub(crate) fn print(bed: &Bed) {
     for (tasks, each) in CROWDS {
-        print_crowd(bed, tasks, each);
+        let title = format!("cycle: lock and release, five masters, tasks: {tasks}");
+        comparison::print(bed, &title, tasks, each, &figures(tasks));
     }
 }
 
-fn print_crowd(bed: &Bed, tasks: u32, each: u64) {
-    let mut duels = FIGURES.map(|_| Duel::default());
-    let (mut keys_left, mut failed) = ([0, 0], [0, 0]);
-    // The first round warms up.
-    for round in 0..=ROUNDS {
-        let ours = || Turn::new(bed, &bed.dlm, tasks, each);
-        let theirs = || Turn::new(bed, &bed.floor, tasks, each);
-        let turns = if round % 2 == 0 {
-            [ours(), theirs()]
-        } else {
-            let theirs = theirs();
-            [ours(), theirs]
-        };
-        for (side, turn) in turns.iter().enumerate() {
-            keys_left[side] += turn.keys_left;
-            failed[side] += turn.failed;
-        }
-        if round > 0 {
-            for (figure, duel) in FIGURES.iter().zip(&mut duels) {
-                let [ours, theirs] = turns.each_ref().map(figure.of);
-                duel.push(ours, theirs);
-            }
-        }
-    }
-    let title = format!("cycle: lock and release, five masters, tasks: {tasks}");
-    let mut table = Table::new(title, ["", "crate", "floor", "crate/floor", "target"]);
-    for (figure, duel) in FIGURES.iter().zip(duels) {
-        table.row([
-            figure.name.to_owned(),
-            (figure.show)(duel.one()),
-            (figure.show)(duel.other()),
-            ratio(duel.ratio()),
-            judge((figure.target)(tasks), duel.ratio()),
-        ]);
-    }
-    table.print(&format!(
-        "medians of {ROUNDS} rounds; keys left: crate {}, floor {}; failed: crate {}, floor {}",
-        keys_left[0], keys_left[1], failed[0], failed[1]
-    ));
+/// One task waits for each hop between threads. Many tasks share the hops, and there the rate is what counts.
+fn figures(tasks: u32) -> [Figure; 7] {
+    let latency = |figure: Figure| match tasks {
+        1 => figure.on_thread(AtMost(1.35)).on_current(AtMost(1.10)),
+        _ => figure,
+    };
+    let rate = |figure: Figure| match tasks {
+        1 => figure,
+        _ => figure.on_thread(AtLeast(1.0)),
+    };
+    [
+        latency(Figure::LOCK_P50),
+        Figure::LOCK_P99,
+        latency(Figure::RELEASE_P50),
+        Figure::RELEASE_P99,
+        rate(Figure::CYCLES),
+        Figure::CPU.on_thread(AtMost(1.2)),
+        Figure::COMMANDS,
+    ]
 }

@@ -18,18 +18,14 @@ const TTL: Duration = Duration::from_secs(30);
 const TIME: Duration = Duration::from_secs(20);
 
 pub(crate) fn print(bed: &Bed) {
-    let metrics = bed.runtime.metrics();
     // What is allocated once is there.
     drop(hold(bed, LOCKS / 10));
     bed.settle(&bed.dlm);
-    let (memory, tasks) = (resident(), metrics.num_alive_tasks());
+    let before = resident();
     let guards = hold(bed, LOCKS);
-    let (memory, tasks) = (
-        resident()
-            .zip(memory)
-            .map(|(now, before)| now.saturating_sub(before)),
-        metrics.num_alive_tasks().saturating_sub(tasks),
-    );
+    let memory = resident()
+        .zip(before)
+        .map(|(now, before)| now.saturating_sub(before));
 
     let (start, cpu, commands) = (Instant::now(), cpu_time(), bed.commands());
     thread::sleep(TIME);
@@ -76,14 +72,6 @@ pub(crate) fn print(bed: &Bed) {
             ),
         );
     }
-    row(
-        "tasks",
-        format!(
-            "{:.2}",
-            f64::from(u32::try_from(tasks).expect("a few")) / locks
-        ),
-        tasks.to_string(),
-    );
     if let Some(threads) = threads() {
         row("threads", String::new(), threads.to_string());
     }

@@ -1,10 +1,10 @@
 //! What locking costs, as tables: each figure of the crate beside that of the floor, which is the same commands on
-//! bare connections of redis-rs, or beside its own when all is well.
+//! bare connections of redis-rs, on the multi-thread runtime of the callers; or beside its own when all is well.
 //!
 //! ```sh
 //! cargo bench --bench figures                 # all tables
-//! cargo bench --bench figures -- cycle        # one of: cycle, frozen, memory, contended, drop, lost,
-//!                                             # kept-alive
+//! cargo bench --bench figures -- cycle        # one of: cycle, distance, frozen, memory, contended, drop,
+//!                                             # lost, kept-alive
 //! ```
 //!
 //! A busy machine slows both sides of a comparison. So they take turns, many short ones, and what counts is the median
@@ -12,14 +12,17 @@
 
 #[path = "../bed/mod.rs"]
 mod bed;
+mod comparison;
 mod contended;
 mod cycle;
+mod distance;
 mod drop;
 mod frozen;
 mod kept_alive;
 mod lost;
 mod memory;
 mod process;
+mod proxy;
 mod stats;
 mod table;
 mod target;
@@ -33,8 +36,9 @@ use bed::Bed;
 /// Measures on the masters and prints.
 type Print = fn(&Bed);
 
-const TABLES: [(&str, Print); 7] = [
+const TABLES: [(&str, Print); 8] = [
     ("cycle", cycle::print),
+    ("distance", distance::print),
     ("frozen", frozen::print),
     ("memory", memory::print),
     ("contended", contended::print),

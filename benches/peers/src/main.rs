@@ -1,4 +1,5 @@
-//! The crate, the floor below it and other Rust libraries for the same, on the same five masters in the same run.
+//! The crate by default, the floor below it and other Rust libraries for the same, on the same five masters in the same
+//! run.
 //!
 //! ```sh
 //! cargo run --release --manifest-path benches/peers/Cargo.toml -- picture.svg
