@@ -9,10 +9,10 @@ use redis::{Client, ErrorKind, RedisError};
 use tokio::runtime::Handle;
 
 use crate::clock::Clock;
-use crate::engine::Home;
+use crate::engine::{Home, Named};
 use crate::error::{Address, BuildError};
 use crate::inner::Inner;
-use crate::master::{Given, Source, address};
+use crate::master::{Given, Source, address, hash_scripts};
 use crate::per_process::PerProcess;
 use crate::random::Random;
 use crate::redlock::Redlock;
@@ -118,9 +118,11 @@ impl RedlockBuilder {
     ///
     /// It must send requests in the order in which it is given them, each at most once, as
     /// [`MultiplexedConnection`](redis::aio::MultiplexedConnection) does. Opening it again when it breaks is its
-    /// own business, and its timeouts are as you set them. In messages it goes by its place among the masters.
+    /// own business, and its timeouts are as you set them. In messages it goes by its place among the masters. When it
+    /// does open itself again, what it had sent before may still come after what undoes it, and leave a key until the
+    /// ttl is over.
     ///
-    /// It ends with the runtime that it was opened on, and cannot be used in a child of a `fork`. What it still had to
+    /// Its code runs on the thread of this client, which all clients share: it must not block. It ends with the runtime that it was opened on, and cannot be used in a child of a `fork`. What it still had to
     /// send then is lost, so keys may stay until their ttl is over. Requests for one value go one after the other over
     /// it, since a connection without room for more may let a later one pass.
     ///
@@ -173,10 +175,12 @@ impl RedlockBuilder {
     /// It saves the two hops between threads that a call takes, about 30 µs: much on one machine, little beside a
     /// network. In exchange the client ends with that runtime: from then on calls fail, held locks count as lost, and
     /// keys that were not deleted yet stay until their ttl is over. So [`shutdown`](Redlock::shutdown) belongs before
-    /// the end of the runtime. While the runtime does not run, or its threads are blocked, no lock is kept alive.
+    /// the end of the runtime. While the runtime does not run, or its threads are blocked, nothing goes on: no lock is
+    /// kept alive, and neither a `max_wait` nor the timeout of a shutdown ends a call.
     ///
     /// The runtime needs its I/O and time drivers
-    /// ([`enable_all`](tokio::runtime::Builder::enable_all)). Masters in memory always use the current runtime.
+    /// ([`enable_all`](tokio::runtime::Builder::enable_all)). A child of a `fork` does not have its threads, and needs a
+    /// client of its own. Masters in memory always use the current runtime.
     ///
     /// # Examples
     ///
@@ -192,7 +196,7 @@ impl RedlockBuilder {
     /// ```
     pub fn runtime(mut self, runtime: Handle) -> Self {
         if matches!(self.home, Home::Thread | Home::Runtime(_)) {
-            self.home = Home::Runtime(runtime);
+            self.home = Home::Runtime(Named::new(runtime));
         }
         self
     }
@@ -269,6 +273,7 @@ impl RedlockBuilder {
         }
         let sources = resolve(masters)?;
         warn_of_number(sources.len());
+        hash_scripts();
         Ok(Redlock::from_inner(Inner {
             sources,
             home,

@@ -2,7 +2,7 @@
 //! make. Armed before the first request leaves; dropped, it is released. There is no other way to let go.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -36,8 +36,6 @@ pub(crate) struct Claim {
     key: Key,
     value: Value,
     dirty: Arc<DirtyMasters>,
-    /// Whether it was released or leaked.
-    is_let_go: AtomicBool,
     lease: Mutex<Lease>,
     /// Wakes those who wait for the loss when it comes before the deadline.
     lost_early: Notify,
@@ -63,7 +61,6 @@ impl Claim {
     pub(crate) fn new(inner: &Arc<Inner>, core: &Arc<Core>, key: &Key, value: Value) -> Self {
         Self {
             dirty: DirtyMasters::new(core.masters.count()),
-            is_let_go: AtomicBool::new(false),
             inner: Arc::clone(inner),
             core: Arc::clone(core),
             key: key.clone(),
@@ -117,7 +114,11 @@ impl Claim {
         if self.is_forked() {
             return Err(Loss::ClientEnded);
         }
-        self.lease().standing(self.now())
+        let mut lease = self.lease();
+        if self.core.engine.has_ended() {
+            lease.lose(self.now(), Loss::ClientEnded);
+        }
+        lease.standing(self.now())
     }
 
     /// Gives the claim up for lost, unless it is lost already; returns how it was lost.
@@ -274,7 +275,7 @@ impl Claim {
     /// Lets go of the claim: deletes the key on every master that may hold it. `None` if that has been done before,
     /// or there is nothing to delete.
     pub(crate) fn release(&self) -> Option<Release> {
-        if self.is_let_go.swap(true, Ordering::Relaxed) || self.is_forked() {
+        if self.is_forked() {
             return None;
         }
         let dirty = self.dirty.close()?;
@@ -306,7 +307,7 @@ impl Claim {
 
     /// Lets go of the claim, and leaves the keys where they are.
     pub(crate) fn leak(&self) {
-        if !self.is_let_go.swap(true, Ordering::Relaxed) && !self.is_forked() {
+        if !self.is_forked() {
             self.dirty.close();
         }
     }
@@ -321,12 +322,11 @@ impl Claim {
         (verdict, round)
     }
 
-    /// Sees to the end of a round whose outcome is known, so that the slower masters get the request too.
-    fn leave(&self, mut round: Round) {
+    /// Sees to the end of a round whose outcome is known.
+    fn leave(&self, round: Round) {
         if !round.has_ended() {
-            let patience = self.inner.request_timeout;
             self.engine()
-                .spawn(async move { round.ended(patience).await });
+                .spawn(round.finish(self.inner.request_timeout));
         }
     }
 

@@ -9,7 +9,8 @@ mod linger;
 
 use std::future::{pending, poll_fn, ready};
 use std::mem::{self, forget};
-use std::panic::AssertUnwindSafe;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{self, Context, Poll, Waker};
@@ -42,10 +43,20 @@ pub(crate) enum Home {
     #[default]
     Thread,
     /// The one that the caller named.
-    Runtime(Handle),
+    Runtime(Named),
     /// Whichever is the current one when there is something to run: for masters in memory, which go by its clock.
     #[cfg(any(test, feature = "test-util"))]
     Current,
+}
+
+/// A runtime that the caller named.
+#[derive(Clone, Debug)]
+pub(crate) struct Named {
+    handle: Handle,
+    /// The process that has it.
+    process: u32,
+    /// Whether sockets and timers work there; looked at once.
+    has_drivers: OnceLock<bool>,
 }
 
 /// Why a job has no output.
@@ -53,6 +64,10 @@ pub(crate) enum Home {
 pub(crate) enum Stopped {
     #[error("the runtime of this client has shut down")]
     RuntimeEnded,
+    #[error(
+        "the runtime given to this client lacks an I/O or a time driver: build it with enable_all"
+    )]
+    NoDrivers,
     #[error("the thread of the client cannot be started: {0}")]
     NoThread(Arc<io::Error>),
     #[cfg(any(test, feature = "test-util"))]
@@ -62,8 +77,8 @@ pub(crate) enum Stopped {
     Forked,
 }
 
-/// While jobs arrive, a timer is set for not more than this ahead. One that is set for later does not interrupt the
-/// runtime, which Tokio does, by a system call, for each timer that is the earliest.
+/// While jobs arrive, a timer of the dispatcher is set for at most so long ahead. Tokio makes a system call for each new
+/// timer that is earlier than all others. The timers of jobs are later than this one, so they make none.
 const BEAT: Duration = Duration::from_millis(50);
 
 type Job = BoxFuture<'static, ()>;
@@ -76,7 +91,6 @@ pub(crate) struct Engine {
     home: Home,
     process: u32,
     dispatcher: Mutex<Option<Dispatcher>>,
-    grace: Grace,
 }
 
 /// The way to the task that polls the jobs.
@@ -92,7 +106,6 @@ impl Engine {
             home,
             process: process::id(),
             dispatcher: Mutex::new(None),
-            grace: Grace::default(),
         }
     }
 
@@ -105,6 +118,12 @@ impl Engine {
     /// Whether there has been a job.
     pub(crate) fn has_started(&self) -> bool {
         self.lock().is_some()
+    }
+
+    /// Whether the runtime that the caller named has shut down.
+    pub(crate) fn has_ended(&self) -> bool {
+        let may_end = matches!(self.home, Home::Runtime(_));
+        may_end && self.lock().as_ref().is_some_and(|it| it.queue.is_closed())
     }
 
     /// Whether the caller is a job of this engine.
@@ -157,7 +176,7 @@ impl Engine {
         R: Future<Output = ()> + Send + 'static,
     {
         let (output, received) = oneshot::channel();
-        let job = move || guarded(while_wanted(make().boxed(), output));
+        let job = move || guarded(async move { while_wanted(make().boxed(), output).await });
         let refused = self.submit(Box::new(job));
         Running {
             received: Some(received),
@@ -172,7 +191,16 @@ impl Engine {
     pub(crate) fn linger(&self) {
         let outlives_caller = matches!(self.home, Home::Thread) && !self.is_forked();
         if outlives_caller && self.has_started() && !self.is_current() {
-            self.grace.wait_for(self.run(written()));
+            static GRACE: PerProcess<Grace> = PerProcess::new();
+            let grace = GRACE.get_or_init(Grace::default);
+            let (renewed, (done, is_written)) = (grace.clone(), oneshot::channel());
+            // Not dropped with the one who waits: only a job that has ended shows that the engine gets things done.
+            self.spawn(async move {
+                written().await;
+                renewed.renew();
+                let _ = done.send(());
+            });
+            grace.wait_for(is_written, self.process);
         }
     }
 
@@ -206,10 +234,21 @@ impl Engine {
 
     /// Hands a job to the dispatcher; returns the job if there is none.
     fn enqueue(&self, job: MakeJob) -> Option<MakeJob> {
-        match &*self.lock() {
-            Some(dispatcher) => dispatcher.queue.send(job).err().map(|refused| refused.0),
-            None => Some(job),
+        let mut dispatcher = self.lock();
+        let queue = match &*dispatcher {
+            Some(dispatcher) => &dispatcher.queue,
+            None => return Some(job),
+        };
+        if let Err(refused) = queue.send(job) {
+            return Some(refused.0);
         }
+        if queue.is_closed() {
+            // The dispatcher may have emptied its queue just before. Then the job is dropped with the queue.
+            let closed = dispatcher.take();
+            drop(dispatcher);
+            drop(closed);
+        }
+        None
     }
 
     /// Puts a dispatcher in place, unless another thread was quicker; returns the one that is not used.
@@ -255,11 +294,17 @@ impl<T> Future for Running<T> {
     type Output = Result<T, Stopped>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let is_first = !mem::replace(&mut self.was_polled, true);
+        if self.refused.is_some() && is_first {
+            // Not at once: a caller that tries again and again would keep its executor from all else.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         if let Some(refused) = self.refused.take() {
             return Poll::Ready(Err(refused));
         }
         // The job was submitted just before the first poll. A look costs a system call.
-        if mem::replace(&mut self.was_polled, true) && self.is_forked() {
+        if !is_first && self.is_forked() {
             return Poll::Ready(Err(Stopped::Forked));
         }
         let Some(received) = &mut self.received else {
@@ -280,11 +325,46 @@ impl<T> Drop for Running<T> {
     }
 }
 
+impl Named {
+    pub(crate) fn new(handle: Handle) -> Self {
+        Self {
+            handle,
+            process: process::id(),
+            has_drivers: OnceLock::new(),
+        }
+    }
+
+    fn runtime(&self) -> Result<Handle, Stopped> {
+        // A child of a fork has the runtime, but not its threads.
+        if self.process != process::id() {
+            return Err(Stopped::Forked);
+        }
+        if *self.has_drivers.get_or_init(|| has_drivers(&self.handle)) {
+            Ok(self.handle.clone())
+        } else {
+            Err(Stopped::NoDrivers)
+        }
+    }
+}
+
+/// Whether sockets and timers work on a runtime. Tokio has no other way to tell than to panic where they do not.
+fn has_drivers(runtime: &Handle) -> bool {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| {
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    });
+    let _entered = runtime.enter();
+    let timers = catch_unwind(|| drop(sleep(Duration::ZERO)));
+    let socket = AssertUnwindSafe(|| drop(socket.and_then(tokio::net::UdpSocket::from_std)));
+    let sockets = catch_unwind(socket);
+    timers.is_ok() && sockets.is_ok()
+}
+
 impl Home {
     fn runtime(&self) -> Result<Handle, Stopped> {
         match self {
             Self::Thread => thread().map_err(|error| Stopped::NoThread(Arc::new(error))),
-            Self::Runtime(runtime) => Ok(runtime.clone()),
+            Self::Runtime(named) => named.runtime(),
             #[cfg(any(test, feature = "test-util"))]
             Self::Current => Handle::try_current().map_err(|_| Stopped::NoRuntime),
         }
@@ -308,7 +388,9 @@ impl Thread {
     fn new() -> io::Result<Self> {
         let mut runtime = runtime::Builder::new_current_thread();
         let runtime = runtime.enable_io().enable_time().thread_name(NAME);
-        let runtime = runtime.build()?;
+        // Tokio panics where there are not enough descriptors for the signals that it also sees to.
+        let runtime = catch_unwind(AssertUnwindSafe(|| runtime.build()));
+        let runtime = runtime.map_err(|_| io::Error::other("its runtime cannot be built"))??;
         Ok(Self {
             handle: runtime.handle().clone(),
             runtime: Mutex::new(Some(runtime)),
@@ -357,7 +439,7 @@ async fn dispatch(task: Arc<OnceLock<Id>>, mut queue: mpsc::UnboundedReceiver<Ma
         while begun < JOBS_PER_TURN {
             // Begun together, so that their commands are written together.
             let taken = queue.poll_recv_many(cx, &mut arrived, JOBS_PER_TURN);
-            if taken.is_ready() && beat.is_elapsed() {
+            if matches!(taken, Poll::Ready(1..)) && beat.is_elapsed() {
                 beat.as_mut().reset(Instant::now() + BEAT);
             }
             let _ = beat.as_mut().poll(cx);
@@ -384,10 +466,11 @@ async fn dispatch(task: Arc<OnceLock<Id>>, mut queue: mpsc::UnboundedReceiver<Ma
     .await;
 }
 
-/// Ends once the connections have written what jobs have sent so far.
+/// Ends once the connections have written what jobs have sent so far. Only for the thread, which runs one task at a time.
 ///
-/// On the thread every task that can run gets a turn before a task that yields. A connection writes in its turn all
-/// that was sent, up to some dozens of commands; a few more turns are for the jobs of a whole turn of the dispatcher.
+/// A task that yields is woken when no other task can run, or after some dozens of turns of others. By then a connection
+/// has had its turn, in which it writes all that was sent before, up to some dozens of pipelines. What one turn of the
+/// dispatcher has sent takes two turns of a connection at most; the others are for a busy thread.
 async fn written() {
     for _ in 0..4 {
         yield_now().await;

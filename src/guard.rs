@@ -27,9 +27,10 @@ use crate::release::Release;
 /// `drop` hands a compare-and-delete for every master to the background, which sees to the answers. It may be called
 /// anywhere: in an aborted task, on a thread without a runtime, while panicking.
 ///
-/// - Within a Tokio runtime it returns at once. A small task keeps that runtime from ending before the delete is written
-///   to the connections, for at most 250 ms.
-/// - Elsewhere it waits for that itself, at most 250 ms in all, however many guards are dropped.
+/// - Within a Tokio runtime it returns at once. A small task keeps that runtime from ending before the delete is
+///   written to the connections.
+/// - Elsewhere it waits for that itself, for some ten microseconds.
+/// - When nothing gets written, both end after 250 ms in all, however many guards are dropped.
 /// - [`std::process::exit`] and signals end the process without waiting. Before them, await
 ///   [`release`](Self::release) or [`Redlock::shutdown`](crate::Redlock::shutdown), or the key may stay until its ttl.
 ///

@@ -214,6 +214,11 @@ impl Round {
         }
     }
 
+    /// Sees to the end of a round whose outcome is known, so that the slower masters get the request too.
+    pub(crate) async fn finish(mut self, within: Duration) {
+        self.ended(within).await;
+    }
+
     /// What every master has said.
     pub(crate) fn ballots(&self) -> Ballots {
         let votes = lock(&self.votes);

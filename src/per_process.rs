@@ -7,7 +7,8 @@ use std::sync::OnceLock;
 
 /// The values of this process and of those that it was forked from, oldest first.
 ///
-/// No lock is held while anything runs, so none can be taken at the moment of a fork.
+/// What makes a value runs outside of any lock, so that hardly any can be taken at the moment of a fork: only for the
+/// nanoseconds in which the value is put in its place.
 pub(crate) struct PerProcess<T> {
     /// The value and the process that it belongs to.
     value: OnceLock<(u32, T)>,

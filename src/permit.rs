@@ -87,6 +87,9 @@ impl DirtyMasters {
 }
 
 /// What a compare-and-delete undoes on each master, and whether that is certain.
+///
+/// Deletes are sent to one master one after the other, each when the one before was answered or given up. So what is noted
+/// last belongs to the last vote, and needs no ordering of its own.
 #[derive(Debug)]
 pub(crate) struct Deletes {
     masters: Box<[Delete]>,
@@ -136,12 +139,12 @@ pub(crate) enum SendPermit {
 }
 
 impl SendPermit {
-    /// Sends on a connection, if that is still allowed. `is_alone` tells whether the connection before is surely
-    /// closed at the master, and all since then.
+    /// Sends on a connection, if that is still allowed. On earlier connections something may still be under way, up to
+    /// `latest_unclosed`.
     pub(crate) fn send<T>(
         &self,
         connection: u64,
-        is_alone_since: impl FnOnce(u64) -> bool,
+        latest_unclosed: u64,
         send: impl FnOnce() -> T,
     ) -> Option<T> {
         match self {
@@ -151,7 +154,7 @@ impl SendPermit {
                 let unanswered_on = delete.dirty.and_then(|dirty| dirty.unanswered_on);
                 // On the same connection the master keeps the order.
                 let may_be_late = unanswered_on
-                    .is_some_and(|before| before != connection && !is_alone_since(before));
+                    .is_some_and(|before| before != connection && before <= latest_unclosed);
                 delete.may_be_late.store(may_be_late, Ordering::Relaxed);
             }
             Self::Write(dirty, master) => {
@@ -195,7 +198,7 @@ mod tests {
 
     /// Sends on a connection that is the only one.
     fn send<T>(permit: &SendPermit, connection: u64, send: impl FnOnce() -> T) -> Option<T> {
-        permit.send(connection, |_| false, send)
+        permit.send(connection, connection - 1, send)
     }
 
     fn write(dirty: &Arc<DirtyMasters>, master: usize) -> SendPermit {
@@ -256,12 +259,12 @@ mod tests {
 
     #[test]
     fn a_delete_on_another_connection_may_be_overtaken_unless_the_first_is_closed() {
-        for (connection, is_alone, may_be_late) in
-            [(1, false, false), (2, false, true), (2, true, false)]
+        for (connection, latest_unclosed, may_be_late) in
+            [(1, 0, false), (2, 1, true), (2, 0, false), (3, 2, true)]
         {
             let deletes = Deletes::new(vec![on(1)]);
             let permit = SendPermit::Delete(Arc::clone(&deletes), 0);
-            assert_eq!(permit.send(connection, |_| is_alone, || 1), Some(1));
+            assert_eq!(permit.send(connection, latest_unclosed, || 1), Some(1));
             assert_eq!(deletes.may_be_late(0, false), may_be_late);
             assert!(!deletes.may_be_late(0, true));
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, Either, ready};
 use tokio::time::{Instant, sleep};
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
@@ -515,13 +515,6 @@ impl Acquiring {
     }
 }
 
-/// Sees to the end of a round whose outcome is known, so that the slower masters get the request too.
-async fn finish(round: Option<Round>, patience: Duration) {
-    if let Some(mut round) = round {
-        round.ended(patience).await;
-    }
-}
-
 impl Drop for Acquiring {
     fn drop(&mut self) {
         if let Some(running) = self.running.take() {
@@ -554,8 +547,8 @@ impl IntoFuture for LockRequest {
                 let acquired = self
                     .acquire(own, recorded)
                     .map(move |acquired| match acquired {
-                        Ok((granted, round)) => (Ok(granted), finish(Some(round), patience)),
-                        Err(error) => (Err(error), finish(None, patience)),
+                        Ok((granted, round)) => (Ok(granted), Either::Left(round.finish(patience))),
+                        Err(error) => (Err(error), Either::Right(ready(()))),
                     });
                 acquired.instrument(span)
             };

@@ -4,6 +4,7 @@
 use std::mem;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -89,7 +90,10 @@ struct Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        if let Some(reason) = self.complaint {
+        // A subscriber that panics may be why this is dropped; a second panic would abort the process.
+        if let Some(reason) = self.complaint
+            && !thread::panicking()
+        {
             warn_unconfirmed(&self.key, reason);
         }
         let mut count = self.releases.count();
@@ -198,14 +202,14 @@ impl Deletion {
             Ok(_) => return Some("a master refused it"),
             Err(_) => {}
         }
+        if unsettled
+            .iter()
+            .any(|&master| self.deletes.may_be_late(master, false))
+        {
+            return Some("an earlier connection that could not be closed may still bring the lock");
+        }
         // The key is gone: nothing is left that could be confirmed.
-        let answered = |&master: &usize| self.deletes.may_be_late(master, false);
-        let reason = if unsettled.iter().all(answered) {
-            "an earlier connection could not be closed, and may still have brought the lock until the ttl was over"
-        } else {
-            "a master did not answer until the ttl was over"
-        };
-        warn_unconfirmed(&self.key, reason);
+        warn_unconfirmed(&self.key, "a master did not answer until the ttl was over");
         None
     }
 

@@ -1,15 +1,17 @@
 //! How the end of a runtime or of a process waits for what was handed to the engine just before.
 
+use std::mem::forget;
 use std::pin::{Pin, pin};
+use std::process;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio::task::coop::unconstrained;
-
-use super::{Running, Stopped};
 
 /// The longest that all who block wait together: enough for a busy machine, and no noticeable pause.
 const LONGEST: Duration = Duration::from_millis(250);
@@ -30,13 +32,14 @@ struct Shared {
 }
 
 impl Grace {
-    /// Waits until the output is there. On a runtime a task waits, and the caller goes on; elsewhere the caller waits.
-    pub(super) fn wait_for(&self, written: Running<()>) {
+    /// Waits until it is written, or never will be. On a runtime a task waits, and the caller goes on; elsewhere the
+    /// caller waits.
+    pub(super) fn wait_for(&self, written: oneshot::Receiver<()>, process: u32) {
         let waiting = self.0.waiting.fetch_add(1, Ordering::Relaxed);
         let lingering = Lingering {
-            written,
+            written: Some(written),
+            process,
             grace: self.clone(),
-            is_over: false,
         };
         match Handle::try_current() {
             Ok(runtime) if waiting < MOST_TASKS => drop(runtime.spawn(lingering)),
@@ -50,7 +53,7 @@ impl Grace {
             .get_or_insert_with(|| Instant::now() + LONGEST)
     }
 
-    fn renew(&self) {
+    pub(super) fn renew(&self) {
         *self.deadline() = None;
     }
 
@@ -63,27 +66,33 @@ impl Grace {
 /// A wait that cannot be cut short: dropped before it is over, as a runtime does with its tasks when it shuts down, it
 /// blocks the thread for the rest.
 struct Lingering {
-    written: Running<()>,
+    /// `None` when it is over.
+    written: Option<oneshot::Receiver<()>>,
+    process: u32,
     grace: Grace,
-    is_over: bool,
 }
 
 impl Future for Lingering {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let written: Result<(), Stopped> = ready!(pin!(&mut self.written).poll(cx));
-        self.is_over = true;
-        if written.is_ok() {
-            self.grace.renew();
+        if let Some(written) = &mut self.written {
+            // An error if the engine has ended.
+            let _ = ready!(written.poll_unpin(cx));
         }
+        self.written = None;
         Poll::Ready(())
     }
 }
 
 impl Drop for Lingering {
     fn drop(&mut self) {
-        if !self.is_over && !self.written.is_forked() {
+        if self.written.is_some() && self.process != process::id() {
+            // The engine is that of a parent, and its thread may have left a lock taken.
+            forget(self.written.take());
+            return;
+        }
+        if self.written.is_some() {
             self.block();
         }
         self.grace.0.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -107,7 +116,8 @@ impl Lingering {
     }
 }
 
-/// Wakes a thread that blocks. Works in a thread that ends, too, where there is no handle of the thread any more.
+/// Wakes a thread that blocks. Not by unparking it: a thread that ends has no handle any more, and another executor on
+/// this thread may rely on its own unparking.
 #[derive(Default)]
 struct Woken {
     is_woken: Mutex<bool>,

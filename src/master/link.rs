@@ -13,7 +13,7 @@ use redis::{Cmd, Value as Reply};
 use tokio::time::{Instant, sleep, timeout};
 
 use self::mender::{Mender, Prober};
-use super::source::{Earlier, Source, prepare};
+use super::source::{Source, Unclosed, close, prepare};
 use super::watched::Watched;
 use super::wire::{Fault, Unwanted, Wire};
 use crate::engine::Engine;
@@ -43,9 +43,10 @@ pub(crate) struct Link {
     /// How long an attempt to connect may take.
     timeout: Duration,
     state: Watched<State>,
-    /// The connections so far that may still be open at the master's end.
-    earlier: Mutex<Earlier>,
-    /// The latest of them, apart from the current one; 0: none.
+    /// The connections so far that may still be open at the master's end, the current one included.
+    unclosed: Mutex<Unclosed>,
+    /// The latest connection, other than the current one, that the master may still have open; 0: none. Set before the
+    /// current one is used.
     latest_unclosed: AtomicU64,
     /// How many connections there have been.
     serials: AtomicU64,
@@ -110,7 +111,7 @@ impl Link {
             engine,
             timeout: timeout.clamp(CONNECT_TIMEOUT, LONGEST_CONNECT_TIMEOUT),
             state: Watched::new(State::Idle),
-            earlier: Mutex::new(Earlier::default()),
+            unclosed: Mutex::new(Unclosed::default()),
             latest_unclosed: AtomicU64::new(0),
             serials: AtomicU64::new(0),
             created: Instant::now(),
@@ -167,10 +168,9 @@ impl Link {
         }
     }
 
-    /// Whether that connection and all later ones but the current one are surely closed at the master's end, so that
-    /// nothing sent on them is executed any more.
-    pub(crate) fn is_alone_since(&self, serial: u64) -> bool {
-        serial > self.latest_unclosed.load(Ordering::Acquire)
+    /// The latest connection, other than the current one, on which something may still be under way; 0: none.
+    pub(crate) fn latest_unclosed(&self) -> u64 {
+        self.latest_unclosed.load(Ordering::Acquire)
     }
 
     /// The connection for what undoes something, also one that hangs: there it is executed behind what it undoes,
@@ -202,7 +202,7 @@ impl Link {
         let Live { wire, serial, .. } = live;
         let reply = wire.send(command, unwanted).await;
         match &reply {
-            Err(Fault::Unsent(_) | Fault::Broken(_)) => self.broken(serial),
+            Err(Fault::Unsent { .. } | Fault::Broken(_)) => self.broken(serial),
             // Said by a connection that the user gave us, not by the master.
             Err(Fault::Replied(error)) if error.is_io_error() => {}
             _ => self.heard(),
@@ -309,12 +309,11 @@ impl Link {
         let since_last = self.since(&self.attempted);
         sleep(MIN_PAUSE.saturating_sub(since_last)).await;
         self.attempted.store(self.now(), Ordering::Relaxed);
-        let mut earlier = lock(&self.earlier).clone();
         let opened = timeout(self.timeout, async {
             let wire = self.source.open(&self.engine).await?;
             // From here on the old connection is closed, even should it come back to life.
             self.change(|state| matches!(state, State::Hung(_)), State::connecting());
-            let identity = prepare(&self.source, &wire, &mut earlier).await;
+            let identity = prepare(&self.source, &wire).await;
             Ok((wire, identity))
         });
         let opened = opened.await.unwrap_or_else(|_| {
@@ -322,12 +321,16 @@ impl Link {
             Err(io::Error::new(io::ErrorKind::TimedOut, error).into())
         });
         let (wire, identity) = opened.map_err(MasterError::from_connecting)?;
+        let mut unclosed = lock(&self.unclosed).clone();
+        if let Some(new) = &identity {
+            // With a time of its own: a master far away is used also if this takes too long.
+            let _ = timeout(self.timeout, close(&wire, &mut unclosed, new)).await;
+        }
         let serial = self.serials.fetch_add(1, Ordering::Relaxed) + 1;
-        // Before the connection is used: a delete on it asks for this.
         self.latest_unclosed
-            .store(earlier.latest(), Ordering::Release);
-        earlier.push(serial, identity);
-        *lock(&self.earlier) = earlier;
+            .store(unclosed.latest(), Ordering::Release);
+        unclosed.push(serial, identity);
+        *lock(&self.unclosed) = unclosed;
         self.refusing.store(false, Ordering::Relaxed);
         self.heard();
         self.state.set(State::Up(Live { wire, serial }));

@@ -17,8 +17,8 @@ use redis::{Cmd, ErrorKind, ServerErrorKind, Value as Reply};
 use tokio::time::{sleep, timeout};
 
 use self::link::{Link, Live};
-pub(crate) use self::request::Request;
 use self::request::read_state;
+pub(crate) use self::request::{Request, hash_scripts};
 pub(crate) use self::source::{Source, address};
 pub(crate) use self::wire::Given;
 use self::wire::{Fault, Unwanted};
@@ -184,10 +184,10 @@ impl Master {
             SendPermit::ReadOnly | SendPermit::Write(..) => Unwanted::Dropped,
         };
         let mut exchange = pin!(link.exchange(live, command, unwanted));
-        let is_alone_since = |before| link.is_alone_since(before);
+        let latest_unclosed = link.latest_unclosed();
         let first_poll = poll_fn(|cx| {
             let send = || exchange.as_mut().poll(cx);
-            Poll::Ready(permit.send(connection, is_alone_since, send))
+            Poll::Ready(permit.send(connection, latest_unclosed, send))
         });
         let reply = match first_poll.await {
             None => return Err(Unanswered::NotPermitted),
@@ -200,9 +200,11 @@ impl Master {
                 return Ok(reply);
             }
             // The connection had ended before. Typically it was idle.
-            Err(Fault::Unsent(error)) => {
-                permit.answered();
-                permit.retract();
+            Err(Fault::Unsent { error, is_certain }) => {
+                if is_certain {
+                    permit.answered();
+                    permit.retract();
+                }
                 return Err(Unanswered::Unsent(MasterError::from_redis(error)));
             }
             Err(Fault::Broken(error)) => {

@@ -31,6 +31,13 @@ pub(crate) fn scripts() -> [&'static str; 2] {
     [EXTEND.text, RELEASE.text]
 }
 
+/// Makes the names of all scripts. Not at the first use: a fork might come in the middle of it.
+pub(crate) fn hash_scripts() {
+    for script in [&EXTEND, &RELEASE, &INSPECT] {
+        script.hash();
+    }
+}
+
 /// A script, and its name on a master that has it.
 struct Lua {
     text: &'static str,
@@ -45,12 +52,14 @@ impl Lua {
         }
     }
 
+    fn hash(&self) -> &str {
+        let hash = || Script::new(self.text).get_hash().to_owned();
+        self.hash.get_or_init(hash)
+    }
+
     fn call(&self, key: &[u8]) -> Cmd {
-        let hash = self
-            .hash
-            .get_or_init(|| Script::new(self.text).get_hash().to_owned());
         let mut call = with_room(key);
-        call.arg("EVALSHA").arg(hash).arg(1).arg(key);
+        call.arg("EVALSHA").arg(self.hash()).arg(1).arg(key);
         call
     }
 }

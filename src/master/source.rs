@@ -39,21 +39,21 @@ pub(crate) struct Identity {
 }
 
 /// More earlier connections than this are not remembered one by one.
-const MAX_EARLIER: usize = 8;
+const MAX_UNCLOSED: usize = 8;
 
 /// The connections that may still be open at the master's end.
 #[derive(Clone, Default)]
-pub(crate) struct Earlier {
+pub(crate) struct Unclosed {
     /// Oldest first; without an identity it cannot be closed.
     connections: VecDeque<(u64, Option<Identity>)>,
     /// The latest of those that are not remembered any more, although they may be open; 0: none.
     latest_forgotten: u64,
 }
 
-impl Earlier {
+impl Unclosed {
     pub(crate) fn push(&mut self, serial: u64, identity: Option<Identity>) {
         self.connections.push_back((serial, identity));
-        if self.connections.len() > MAX_EARLIER
+        if self.connections.len() > MAX_UNCLOSED
             && let Some((forgotten, _)) = self.connections.pop_front()
         {
             self.latest_forgotten = forgotten;
@@ -66,14 +66,17 @@ impl Earlier {
         latest.unwrap_or(self.latest_forgotten)
     }
 
-    /// The master is known to have restarted: all of its connections ended with the process.
-    fn have_ended_before(&self, run: &str) -> bool {
-        let known = self
-            .connections
-            .iter()
-            .rev()
-            .find_map(|(_, it)| it.as_ref());
-        known.is_some_and(|identity| identity.run != run)
+    /// Forgets the connections to earlier runs of the master: they ended with its process, and so did those before them.
+    fn forget_earlier_runs(&mut self, run: &str) {
+        let of_earlier_run = |(_, identity): &(u64, Option<Identity>)| {
+            identity
+                .as_ref()
+                .is_some_and(|identity| identity.run != run)
+        };
+        if let Some(last) = self.connections.iter().rposition(of_earlier_run) {
+            self.connections.drain(..=last);
+            self.latest_forgotten = 0;
+        }
     }
 }
 
@@ -118,20 +121,10 @@ impl Source {
 }
 
 /// Makes a connection ready for use, and returns what its master calls it.
-///
-/// The earlier ones are closed there. What was still under way on them is refused from then on, so no request on the
-/// new connection is overtaken by one of them. Those that may not be closed, or are not known, are left in `earlier`.
-pub(crate) async fn prepare(
-    source: &Source,
-    wire: &Wire,
-    earlier: &mut Earlier,
-) -> Option<Identity> {
+pub(crate) async fn prepare(source: &Source, wire: &Wire) -> Option<Identity> {
     match source {
         Source::Client(_) => {
             let (identity, ()) = futures::join!(identify(wire), load_scripts(wire));
-            if let Some(identity) = &identity {
-                close(wire, earlier, &identity.run).await;
-            }
             identity
         }
         Source::Given(_) => {
@@ -185,31 +178,25 @@ async fn text(wire: &Wire, command: Cmd) -> Option<String> {
     String::from_redis_value(reply).ok()
 }
 
-/// Closes the earlier connections at the master's end, and leaves those for which that is not certain.
-async fn close(wire: &Wire, earlier: &mut Earlier, run: &str) {
-    if earlier.have_ended_before(run) {
-        *earlier = Earlier::default();
-        return;
-    }
-    let closed = join_all(earlier.connections.iter().map(async |(_, connection)| {
-        let Some(Identity { run: same, id }) = connection else {
+/// Closes earlier connections at the master's end, by a new one.
+///
+/// What was still under way on them is refused from then on, so no request on the new connection is overtaken by one of
+/// them. Those for which that is not certain are left, also if this is dropped half way.
+pub(crate) async fn close(wire: &Wire, unclosed: &mut Unclosed, new: &Identity) {
+    unclosed.forget_earlier_runs(&new.run);
+    let closed = join_all(unclosed.connections.iter().map(async |(_, connection)| {
+        let Some(Identity { id, .. }) = connection else {
             return false;
         };
-        if same != run {
-            return true;
-        }
         let mut kill = redis::cmd("CLIENT");
         kill.arg("KILL").arg("ID").arg(*id);
         // 1 if it was open, 0 if not.
-        matches!(
-            wire.send(Arc::new(kill), Unwanted::Dropped).await,
-            Ok(Reply::Int(_))
-        )
+        let killed = wire.send(Arc::new(kill), Unwanted::Dropped).await;
+        matches!(killed, Ok(Reply::Int(_)))
     }));
     let mut closed = closed.await.into_iter();
-    earlier
-        .connections
-        .retain(|_| !closed.next().unwrap_or(false));
+    let connections = &mut unclosed.connections;
+    connections.retain(|_| !closed.next().unwrap_or(false));
 }
 
 /// Without the scripts at hand, the first release would cost a second round trip, and come after whatever is sent

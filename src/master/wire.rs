@@ -10,19 +10,25 @@ use std::future::poll_fn;
 use std::mem;
 use std::sync::{Arc, Weak};
 use std::task::Poll;
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Either};
 use futures::stream::{FuturesUnordered, StreamExt};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Arg, Cmd, Pipeline, RedisError, RedisFuture, RedisResult, Value as Reply};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use crate::engine::Engine;
 
 /// How many requests are written, and answered, together at most. Enough that the cost of each write is shared, and few
 /// enough that no answer waits long for those that come with it.
 const MAX_BATCH: usize = 64;
+
+/// How long answers are waited for on a connection that nobody can send on any more.
+const LAST_ANSWERS: Duration = Duration::from_secs(10);
 
 /// The queue to an open connection.
 #[derive(Clone)]
@@ -31,7 +37,11 @@ pub(crate) struct Wire(mpsc::UnboundedSender<Envelope>);
 /// Why a request has no reply that counts.
 pub(crate) enum Fault {
     /// The connection had ended before the request was sent.
-    Unsent(RedisError),
+    Unsent {
+        error: RedisError,
+        /// Not where the connection runs on another thread, which may have sent the request and ended just now.
+        is_certain: bool,
+    },
     /// The connection is of no use any more. The request may have been executed.
     Broken(RedisError),
     /// The master, or a connection that the user gave us, replied with an error.
@@ -76,7 +86,9 @@ impl Fault {
         } else if was_sent {
             Self::Broken(error)
         } else {
-            Self::Unsent(error)
+            let flavor = Handle::current().runtime_flavor();
+            let is_certain = flavor == RuntimeFlavor::CurrentThread;
+            Self::Unsent { error, is_certain }
         }
     }
 }
@@ -118,7 +130,10 @@ impl Wire {
             reply,
         });
         if queued.is_err() {
-            return Err(Fault::Unsent(closed()));
+            return Err(Fault::Unsent {
+                error: closed(),
+                is_certain: true,
+            });
         }
         answer
             .await
@@ -143,11 +158,12 @@ fn closed() -> RedisError {
     std::io::Error::new(kind, "the connection has been closed").into()
 }
 
-/// Writes what has come together as one pipeline, without waiting for earlier answers. Ends with the connection.
+/// Writes what has come together as one pipeline, without waiting for earlier answers. Ends with the connection, or soon
+/// after nobody can send on it any more: what was sent is written by then, and a master that hangs would keep it open.
 async fn serve(connection: MultiplexedConnection, mut requests: mpsc::UnboundedReceiver<Envelope>) {
     let mut under_way = FuturesUnordered::new();
     let mut arrived = Vec::new();
-    poll_fn(|cx| {
+    let serving = poll_fn(|cx| {
         loop {
             let taken = requests.poll_recv_many(cx, &mut arrived, MAX_BATCH);
             arrived.retain(|request| !request.is_unwanted());
@@ -163,14 +179,16 @@ async fn serve(connection: MultiplexedConnection, mut requests: mpsc::UnboundedR
                 }
             }
             match taken {
-                Poll::Ready(0) if under_way.is_empty() => return Poll::Ready(()),
-                Poll::Ready(0) | Poll::Pending => return Poll::Pending,
+                Poll::Ready(0) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
                 // There may be more.
                 Poll::Ready(_) => {}
             }
         }
-    })
-    .await;
+    });
+    serving.await;
+    let rest = under_way.for_each(async |_| {});
+    let _ = timeout(LAST_ANSWERS, rest).await;
 }
 
 /// Sends a request and hands out the reply. Tells whether the connection has broken.
@@ -179,7 +197,7 @@ async fn exchange(mut connection: MultiplexedConnection, request: Envelope) -> b
     let (reply, was_sent) = note_if_sent(reply).await;
     let reply = reply.and_then(Reply::extract_error);
     let reply = reply.map_err(|error| Fault::new(error, was_sent));
-    let is_broken = matches!(reply, Err(Fault::Unsent(_) | Fault::Broken(_)));
+    let is_broken = matches!(reply, Err(Fault::Unsent { .. } | Fault::Broken(_)));
     request.answer(reply);
     is_broken
 }
@@ -243,7 +261,11 @@ async fn deliver(connection: Arc<dyn Given>, mut requests: mpsc::UnboundedReceiv
                 match value(&envelope.command).map(|value| waiting.entry(value.to_vec())) {
                     Some(Entry::Occupied(mut same)) => {
                         // While the connection hangs a delete is repeated; only the last one is of use.
-                        same.get_mut().retain(|earlier| !earlier.reply.is_closed());
+                        let is_delete = envelope.unwanted == Unwanted::Sent;
+                        let is_useless = |earlier: &Envelope| {
+                            earlier.reply.is_closed() && (is_delete || earlier.is_unwanted())
+                        };
+                        same.get_mut().retain(|earlier| !is_useless(earlier));
                         same.get_mut().push_back(envelope);
                     }
                     Some(Entry::Vacant(first)) => {

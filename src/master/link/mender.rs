@@ -1,12 +1,15 @@
 //! The tasks that mend a link: one opens a connection until that works, the other finds out whether a silent master
 //! hangs, and then does the same.
 
+use std::io;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use redis::Cmd;
+use futures::FutureExt;
+use redis::{Cmd, RedisError};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Link, Live, MIN_PAUSE, SILENCE, State};
@@ -28,6 +31,7 @@ pub(super) struct Mender {
 
 impl Drop for Mender {
     fn drop(&mut self) {
+        // Never after the link is up: nothing is awaited between that and the end of the charge.
         if *self.in_charge.get_mut() {
             self.link.change(|_| true, State::Idle);
         }
@@ -47,7 +51,10 @@ impl Mender {
         let mut pause = MIN_PAUSE;
         loop {
             let started = Instant::now();
-            let Err(error) = link.open_somehow().await else {
+            // Tokio panics where it cannot start a thread that looks up a name.
+            let opened = AssertUnwindSafe(link.open_somehow()).catch_unwind().await;
+            let opened = opened.unwrap_or_else(|_| Err(MasterError::from_connecting(no_thread())));
+            let Err(error) = opened else {
                 self.in_charge.store(false, Ordering::Relaxed);
                 return;
             };
@@ -139,12 +146,16 @@ impl Prober {
 async fn revives(live: &Live) -> bool {
     loop {
         match live.wire.send(ping(), Unwanted::Dropped).await {
-            Err(Fault::Unsent(_) | Fault::Broken(_)) => return false,
+            Err(Fault::Unsent { .. } | Fault::Broken(_)) => return false,
             // Said by a connection that the user gave us, not by the master.
             Err(Fault::Replied(error)) if error.is_io_error() => sleep(SILENCE).await,
             Ok(_) | Err(Fault::Replied(_)) => return true,
         }
     }
+}
+
+fn no_thread() -> RedisError {
+    io::Error::other("no thread can be started to look up its name").into()
 }
 
 fn ping() -> Arc<Cmd> {
