@@ -436,3 +436,34 @@ fn program_that_forks_under_load() {
     }
     process::exit(CAME_TO_ITS_END);
 }
+
+#[test]
+fn a_client_on_a_named_runtime_is_an_error_in_a_child() {
+    run(
+        "program_with_a_client_on_its_runtime",
+        &urls(&Server::many::<3>()),
+    );
+}
+
+#[test]
+#[ignore = "run by another test"]
+fn program_with_a_client_on_its_runtime() {
+    let Ok(urls) = env::var(URLS) else { return };
+    let runtime = runtime();
+    let builder = Redlock::builder().masters(urls.split(' '));
+    let dlm = builder.runtime(runtime.handle().clone()).build();
+    let dlm = dlm.expect("valid URLs");
+    runtime.block_on(lock_and_release(&dlm, "warm"));
+    let Some(child) = fork() else {
+        finish(move || {
+            self::runtime().block_on(async {
+                let error = soon(dlm.lock("child", TTL).into_future()).await;
+                let error = error.expect_err("the threads of the runtime are the parent's");
+                assert!(error.to_string().contains("forked"), "{error}");
+            });
+        });
+    };
+    child.succeeds();
+    runtime.block_on(lock_and_release(&dlm, "parent"));
+    process::exit(CAME_TO_ITS_END);
+}

@@ -469,3 +469,16 @@ async fn what_a_master_is_told_late_is_released_there_too() {
     drop(guards);
     masters.nothing_is_left().await;
 }
+
+/// Reconnecting takes a round trip more than connecting, since the connection before is closed at the master.
+#[tokio::test]
+async fn a_master_far_away_that_broke_once_comes_back() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server);
+    proxy.delay(Duration::from_millis(70));
+    let dlm = client([proxy.url()]);
+    let locks = async || dlm.lock(unique("resource"), TTL).await.is_ok();
+    assert!(locks().await, "it connects");
+    proxy.cut();
+    eventually_async("it is back", LONG, locks).await;
+}

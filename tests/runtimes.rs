@@ -681,14 +681,13 @@ fn a_client_ends_with_the_runtime_that_it_was_given() {
         // Within another runtime, which is no help.
         multi_thread().block_on(async {
             let locked = dlm.lock("late", TTL).await;
-            for locked in [locked, waiting.await] {
-                let Err(error @ LockError::Unreachable(_)) = locked else {
-                    panic!("{locked:?}");
-                };
+            let waited = waiting.await;
+            for error in [locked, waited].map(|locked| locked.expect_err("not locked")) {
+                assert!(matches!(error, LockError::Unreachable(_)), "{error:?}");
                 assert!(error.to_string().contains(NOT_ASKED), "{error}");
             }
-            assert_eq!(held.lost().await, Loss::ClientEnded);
             assert!(!held.is_valid());
+            assert_eq!(held.lost().await, Loss::ClientEnded);
             let extended = held.extend(TTL).await;
             assert!(
                 matches!(extended, Err(ExtendError::Lost { .. })),
@@ -708,5 +707,39 @@ fn a_client_ends_with_the_runtime_that_it_was_given() {
         servers
             .iter()
             .for_each(|server| server.query(&cmd("FLUSHALL")));
+    }
+}
+
+#[test]
+fn a_loop_of_calls_to_a_client_that_has_ended_leaves_others_their_turns() {
+    let own = current_thread();
+    let builder = Redlock::builder().master("redis://127.0.0.1:1");
+    let dlm = patient(builder.runtime(own.handle().clone()));
+    drop(own);
+    current_thread().block_on(async {
+        let calls = tokio::spawn(async move {
+            loop {
+                let locked = dlm.try_lock("lock", TTL).await;
+                assert!(locked.is_err());
+            }
+        });
+        for _ in 0..20 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert!(!calls.is_finished());
+        calls.abort();
+    });
+}
+
+#[test]
+fn a_runtime_without_drivers_is_an_error_for_a_client_that_is_put_on_it() {
+    let server = Server::start();
+    let mut bare = Builder::new_multi_thread();
+    let bare = bare.worker_threads(1).build().expect("a runtime");
+    let dlm = patient(builder(&[server]).runtime(bare.handle().clone()));
+    for _ in 0..2 {
+        let locked = current_thread().block_on(dlm.try_lock("lock", TTL).into_future());
+        let error = locked.expect_err("neither sockets nor timers work");
+        assert!(error.to_string().contains("enable_all"), "{error}");
     }
 }

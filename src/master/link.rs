@@ -13,7 +13,8 @@ use redis::{Cmd, Value as Reply};
 use tokio::time::{Instant, sleep, timeout};
 
 use self::mender::{Mender, Prober};
-use super::source::{Source, Unclosed, close, prepare};
+use super::source::{Source, close, prepare};
+use super::unclosed::Unclosed;
 use super::watched::Watched;
 use super::wire::{Fault, Unwanted, Wire};
 use crate::engine::Engine;

@@ -3,6 +3,7 @@
 mod link;
 mod request;
 mod source;
+mod unclosed;
 mod watched;
 mod wire;
 

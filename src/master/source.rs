@@ -1,6 +1,5 @@
 //! Where the connections to one master come from.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use redis::{
 use tokio::sync::Semaphore;
 
 use super::request::scripts;
+use super::unclosed::{Identity, Unclosed};
 use super::wire::{Given, Unwanted, Wire};
 use crate::engine::Engine;
 use crate::error::Address;
@@ -28,56 +28,6 @@ const USER_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) enum Source {
     Client(Box<Client>),
     Given(Arc<dyn Given>),
-}
-
-/// A connection as its master knows it. Ids start again when a master restarts, but the id of the run changes then, so
-/// the two together never name the connection of somebody else.
-#[derive(Clone)]
-pub(crate) struct Identity {
-    run: String,
-    id: u64,
-}
-
-/// More earlier connections than this are not remembered one by one.
-const MAX_UNCLOSED: usize = 8;
-
-/// The connections that may still be open at the master's end.
-#[derive(Clone, Default)]
-pub(crate) struct Unclosed {
-    /// Oldest first; without an identity it cannot be closed.
-    connections: VecDeque<(u64, Option<Identity>)>,
-    /// The latest of those that are not remembered any more, although they may be open; 0: none.
-    latest_forgotten: u64,
-}
-
-impl Unclosed {
-    pub(crate) fn push(&mut self, serial: u64, identity: Option<Identity>) {
-        self.connections.push_back((serial, identity));
-        if self.connections.len() > MAX_UNCLOSED
-            && let Some((forgotten, _)) = self.connections.pop_front()
-        {
-            self.latest_forgotten = forgotten;
-        }
-    }
-
-    /// The latest of them; 0: none.
-    pub(crate) fn latest(&self) -> u64 {
-        let latest = self.connections.back().map(|(serial, _)| *serial);
-        latest.unwrap_or(self.latest_forgotten)
-    }
-
-    /// Forgets the connections to earlier runs of the master: they ended with its process, and so did those before them.
-    fn forget_earlier_runs(&mut self, run: &str) {
-        let of_earlier_run = |(_, identity): &(u64, Option<Identity>)| {
-            identity
-                .as_ref()
-                .is_some_and(|identity| identity.run != run)
-        };
-        if let Some(last) = self.connections.iter().rposition(of_earlier_run) {
-            self.connections.drain(..=last);
-            self.latest_forgotten = 0;
-        }
-    }
 }
 
 impl Source {
@@ -184,8 +134,8 @@ async fn text(wire: &Wire, command: Cmd) -> Option<String> {
 /// them. Those for which that is not certain are left, also if this is dropped half way.
 pub(crate) async fn close(wire: &Wire, unclosed: &mut Unclosed, new: &Identity) {
     unclosed.forget_earlier_runs(&new.run);
-    let closed = join_all(unclosed.connections.iter().map(async |(_, connection)| {
-        let Some(Identity { id, .. }) = connection else {
+    let closed = join_all(unclosed.identities().map(async |identity| {
+        let Some(Identity { id, .. }) = identity else {
             return false;
         };
         let mut kill = redis::cmd("CLIENT");
@@ -194,9 +144,8 @@ pub(crate) async fn close(wire: &Wire, unclosed: &mut Unclosed, new: &Identity) 
         let killed = wire.send(Arc::new(kill), Unwanted::Dropped).await;
         matches!(killed, Ok(Reply::Int(_)))
     }));
-    let mut closed = closed.await.into_iter();
-    let connections = &mut unclosed.connections;
-    connections.retain(|_| !closed.next().unwrap_or(false));
+    let closed = closed.await;
+    unclosed.forget(&closed);
 }
 
 /// Without the scripts at hand, the first release would cost a second round trip, and come after whatever is sent
