@@ -7,10 +7,13 @@ use std::future::pending;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{self, Command, Stdio};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use futures::future::join_all;
+use redis::aio::ConnectionLike;
+use redis::{Cmd, Pipeline, RedisFuture, Value as Reply};
 use support::{Proxy, Server, eventually, eventually_async, unique};
 use tokio::runtime::{Builder, Runtime};
 use tokio_redlock::{LockGuard, Redlock};
@@ -268,6 +271,8 @@ enum End {
     DropAfterRuntime,
     DropInAnotherRuntime,
     AnotherRuntimeWithGuardInTask,
+    /// Once, no drop could be waited for.
+    DropsAfterAStall,
     /// Fails if drops start threads.
     CountThreads,
     /// The others would show nothing if this left nothing.
@@ -275,12 +280,13 @@ enum End {
 }
 
 impl End {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::RuntimeRightAfterDrop,
         Self::RuntimeWithGuardInTask,
         Self::DropAfterRuntime,
         Self::DropInAnotherRuntime,
         Self::AnotherRuntimeWithGuardInTask,
+        Self::DropsAfterAStall,
         Self::CountThreads,
         Self::ExitWithoutDrop,
     ];
@@ -369,9 +375,67 @@ fn child() {
             });
             assert_eq!(after, before);
         }
+        End::DropsAfterAStall => {
+            let another = runtime.block_on(dlm.lock(unique("another"), TTL).into_future());
+            let another = another.expect("it is free");
+            let stall = stall();
+            stall.recv().expect("it begins");
+            // Nothing gets done for it, so that it waits in vain.
+            let took = time(|| drop(another));
+            assert!(took > AT_ONCE, "there was no stall: {took:?}");
+            stall.recv().expect_err("it is over");
+            let mut guards = runtime.block_on(lock_many(&dlm, 20));
+            guards.push(guard);
+            drop(runtime);
+            drop(guards);
+        }
         End::ExitWithoutDrop => process::exit(CAME_TO_ITS_END),
     }
     process::exit(CAME_TO_ITS_END);
+}
+
+/// A connection whose code blocks the thread of all clients for a while, when it is first used.
+#[derive(Clone)]
+struct Blocking(Arc<Mutex<Option<mpsc::Sender<()>>>>);
+
+impl ConnectionLike for Blocking {
+    fn req_packed_command<'a>(&'a mut self, _: &'a Cmd) -> RedisFuture<'a, Reply> {
+        Box::pin(async move {
+            let first = self.0.lock().expect("nobody panics").take();
+            if let Some(begins) = first {
+                let _ = begins.send(());
+                thread::sleep(Duration::from_millis(400));
+            }
+            Ok(Reply::Nil)
+        })
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        _: &'a Pipeline,
+        _: usize,
+        _: usize,
+    ) -> RedisFuture<'a, Vec<Reply>> {
+        unreachable!("requests are sent one by one")
+    }
+
+    fn get_db(&self) -> i64 {
+        0
+    }
+}
+
+/// Keeps the background of all clients from its work. Something is received when that begins, and nothing more when it
+/// is over.
+fn stall() -> mpsc::Receiver<()> {
+    let (begins, received) = mpsc::channel();
+    let connection = Blocking(Arc::new(Mutex::new(Some(begins))));
+    let builder = Redlock::builder().connection(connection);
+    let dlm = builder.build().expect("one master");
+    thread::spawn(move || {
+        let locked = futures::executor::block_on(dlm.try_lock("stall", TTL).into_future());
+        assert!(locked.is_err());
+    });
+    received
 }
 
 /// How many threads this process has.
@@ -433,7 +497,13 @@ fn a_process_that_ends_after_its_drops_leaves_nothing_on_distant_masters() {
     assert_eq!(left, [""; 0]);
 }
 
-/// What no drop can prevent, and what the test above would see.
+#[test]
+fn a_wait_that_was_in_vain_does_not_keep_later_drops_from_waiting() {
+    let left = left_by(&[End::DropsAfterAStall; 3], &Masters::start(Duration::ZERO));
+    assert_eq!(left, [""; 0]);
+}
+
+/// What no drop can prevent, and what the tests above would see.
 #[test]
 fn a_process_that_exits_without_a_drop_leaves_its_keys() {
     let left = left_by(&[End::ExitWithoutDrop], &Masters::start(FAR));
