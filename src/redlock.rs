@@ -295,7 +295,7 @@ impl Redlock {
     pub async fn shutdown(&self, timeout: Duration) -> usize {
         let core = Arc::clone(self.inner.core());
         if !core.engine.has_started() {
-            return 0;
+            return core.releases.take_unconfirmed();
         }
         // A job, so that it comes after what has been dropped before.
         let done = core.releases.clone();
