@@ -72,7 +72,7 @@ pub(crate) enum Stopped {
     NoThread(Arc<io::Error>),
     #[cfg(any(test, feature = "test-util"))]
     #[error("masters in memory need a Tokio runtime around every call")]
-    NoRuntime,
+    NotOnTokio,
     #[error("this process was forked from the one that the call or the lock belongs to")]
     Forked,
 }
@@ -366,7 +366,7 @@ impl Home {
             Self::Thread => thread().map_err(|error| Stopped::NoThread(Arc::new(error))),
             Self::Runtime(named) => named.runtime(),
             #[cfg(any(test, feature = "test-util"))]
-            Self::Current => Handle::try_current().map_err(|_| Stopped::NoRuntime),
+            Self::Current => Handle::try_current().map_err(|_| Stopped::NotOnTokio),
         }
     }
 }
