@@ -105,7 +105,7 @@ impl Drop for Pending {
     }
 }
 
-/// The outcome of a release, for the one who waits. Dropped, the release goes on in the background.
+/// The caller's end of a release: waits for the outcome. When it is dropped, the release goes on in the background.
 pub(crate) struct Release {
     engine: Arc<Engine>,
     masters: Masters,

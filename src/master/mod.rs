@@ -172,7 +172,8 @@ impl Master {
         }
     }
 
-    /// Sends a command on a connection, and notes what comes of it for the permit.
+    /// Sends a command on a connection. Records in the permit whether the master has answered, and whether the request left
+    /// nothing.
     async fn send_on(
         &self,
         live: Live,

@@ -1,8 +1,8 @@
 //! A way to send requests to one master, in order.
 //!
-//! The order is what the lock stands on: a compare-and-delete must never overtake the SET that it undoes. So a request
-//! is queued for good by the first poll of [`Wire::send`], whatever becomes of the future after, and the task that
-//! serves the queue keeps its order.
+//! The lock depends on the order: a compare-and-delete must never overtake the SET that it undoes. The first poll of
+//! [`Wire::send`] queues a request. Dropping the future later does not change its place. The job that serves the queue
+//! sends the requests in their order.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::{Entry, HashMap};
@@ -55,7 +55,7 @@ struct Envelope {
     reply: oneshot::Sender<Result<Reply, Fault>>,
 }
 
-/// What becomes of a request that waits for its turn when nobody waits for its reply any more.
+/// Whether a queued request is still sent when its caller has dropped the future.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unwanted {
     /// It is not sent.
