@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use std::{env, process, thread};
 
 use futures::future::join_all;
-use support::{Proxy, Server, eventually, eventually_async, unique};
+use support::{Proxy, Server, current_thread, eventually, eventually_async, multi_thread, unique};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::sleep;
 use tokio_redlock::{LockGuard, Redlock};
@@ -35,17 +35,6 @@ const BOUND: Duration = Duration::from_secs(5);
 
 fn client(servers: &[Server]) -> Redlock {
     Redlock::new(servers.iter().map(Server::url)).expect("valid URLs")
-}
-
-fn current_thread() -> Runtime {
-    let mut builder = Builder::new_current_thread();
-    builder.enable_all().build().expect("a runtime")
-}
-
-fn multi_thread() -> Runtime {
-    let mut builder = Builder::new_multi_thread();
-    let builder = builder.worker_threads(2).enable_all();
-    builder.build().expect("a runtime")
 }
 
 fn holds(server: &Server, guard: &LockGuard) -> bool {

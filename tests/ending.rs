@@ -14,8 +14,8 @@ use std::{env, fs, thread};
 use futures::future::join_all;
 use redis::aio::ConnectionLike;
 use redis::{Cmd, Pipeline, RedisFuture, Value as Reply};
-use support::{Proxy, Server, eventually, eventually_async, unique};
-use tokio::runtime::{Builder, Runtime};
+use support::{Proxy, Server, current_thread, eventually, eventually_async, multi_thread, unique};
+use tokio::runtime::Runtime;
 use tokio_redlock::{LockGuard, Redlock};
 
 /// Only reached by a test that fails.
@@ -101,17 +101,6 @@ async fn lock_many(dlm: &Redlock, count: usize) -> Vec<LockGuard> {
         guards.extend(some.into_iter().map(|guard| guard.expect("it is free")));
     }
     guards
-}
-
-fn current_thread() -> Runtime {
-    let mut builder = Builder::new_current_thread();
-    builder.enable_all().build().expect("a runtime")
-}
-
-fn multi_thread() -> Runtime {
-    let mut builder = Builder::new_multi_thread();
-    let builder = builder.worker_threads(2).enable_all();
-    builder.build().expect("a runtime")
 }
 
 /// Holds the guard for as long as the runtime lets it.

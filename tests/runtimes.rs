@@ -13,8 +13,8 @@ use std::{array, env, thread};
 use futures::future::FutureExt;
 use futures::poll;
 use redis::cmd;
-use support::{Proxy, Server, eventually, eventually_async, unique};
-use tokio::runtime::{Builder, Handle, Runtime};
+use support::{Proxy, Server, current_thread, eventually, eventually_async, multi_thread, unique};
+use tokio::runtime::{Builder, Handle};
 use tokio::time::sleep;
 use tokio_redlock::inspect::Verdict;
 use tokio_redlock::{
@@ -45,17 +45,6 @@ fn patient(builder: RedlockBuilder) -> Redlock {
 
 fn client(servers: &[Server]) -> Redlock {
     patient(builder(servers))
-}
-
-fn current_thread() -> Runtime {
-    let mut builder = Builder::new_current_thread();
-    builder.enable_all().build().expect("a runtime")
-}
-
-fn multi_thread() -> Runtime {
-    let mut builder = Builder::new_multi_thread();
-    let builder = builder.worker_threads(2).enable_all();
-    builder.build().expect("a runtime")
 }
 
 fn are_empty(servers: &[Server]) -> bool {

@@ -18,6 +18,7 @@ pub use port::free_port;
 pub use proxy::{Proxy, Upstream};
 pub use server::Server;
 pub use tls::TlsServer;
+use tokio::runtime::{Builder, Runtime};
 
 const POLL_EVERY: Duration = Duration::from_millis(2);
 
@@ -41,6 +42,19 @@ pub async fn eventually_async(
         assert!(start.elapsed() < within, "not within {within:?}: {what}");
         tokio::time::sleep(POLL_EVERY).await;
     }
+}
+
+/// A runtime that runs only while a test blocks on it.
+pub fn current_thread() -> Runtime {
+    let mut builder = Builder::new_current_thread();
+    builder.enable_all().build().expect("a runtime")
+}
+
+/// A runtime with two threads.
+pub fn multi_thread() -> Runtime {
+    let mut builder = Builder::new_multi_thread();
+    let builder = builder.worker_threads(2).enable_all();
+    builder.build().expect("a runtime")
 }
 
 /// A name that no other test uses.
