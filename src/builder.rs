@@ -8,16 +8,17 @@ use redis::aio::ConnectionLike;
 use redis::{Client, ErrorKind, RedisError};
 use tokio::runtime::Handle;
 
+use crate::address::Address;
 use crate::clock::Clock;
 use crate::engine::{Home, Named};
-use crate::error::{Address, BuildError};
+use crate::error::BuildError;
 use crate::inner::Inner;
 use crate::master::{Given, Source, address, hash_scripts};
 use crate::per_process::PerProcess;
+use crate::protocol::validity::Drift;
 use crate::random::Random;
 use crate::redlock::Redlock;
 use crate::retry::RetryPolicy;
-use crate::validity::Drift;
 
 /// Some round trips between data centres and a fork pause of Redis, and little against the ttl of any lock that is
 /// held for seconds. Only ever waited for when a quorum depends on it.
@@ -65,6 +66,37 @@ enum Candidate {
     Url(String),
     Client(Box<Client>),
     Given(Arc<dyn Given>),
+}
+
+impl Redlock {
+    /// A client with the default options for masters given as URLs.
+    ///
+    /// No connection is opened, and no runtime needed. See [`RedlockBuilder::master`] for the URLs.
+    ///
+    /// # Errors
+    ///
+    /// A [`BuildError`] that names the master: none given, one given twice, a URL that cannot be used.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_redlock::Redlock;
+    ///
+    /// let dlm = Redlock::new(["redis://10.0.0.1", "redis://10.0.0.2", "redis://10.0.0.3"])?;
+    /// # Ok::<(), tokio_redlock::BuildError>(())
+    /// ```
+    pub fn new<I>(urls: I) -> Result<Self, BuildError>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        Self::builder().masters(urls).build()
+    }
+
+    /// A client with options, or with masters that are not URLs.
+    pub fn builder() -> RedlockBuilder {
+        RedlockBuilder::new()
+    }
 }
 
 impl RedlockBuilder {

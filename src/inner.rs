@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::address::Address;
 use crate::clock::Clock;
 use crate::engine::{Engine, Home};
-use crate::error::Address;
-use crate::key::Key;
 use crate::master::{Master, Source};
 use crate::masters::Masters;
 use crate::per_process::PerProcess;
+use crate::protocol::key::Key;
+use crate::protocol::validity::Drift;
 use crate::random::Random;
 use crate::release::Releases;
 use crate::retry::RetryPolicy;
-use crate::validity::Drift;
 
 pub(crate) struct Inner {
     /// Where each master is, and what connections to it are made of.
@@ -60,30 +60,5 @@ impl Inner {
                 engine,
             })
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use redis::Arg;
-
-    use crate::Redlock;
-    use crate::master::Request;
-    use crate::testing::Masters;
-
-    proptest::proptest! {
-        /// Any bytes are a resource: they reach the masters as they are, and come back as they were.
-        #[test]
-        fn resources_are_bytes(prefix: Vec<u8>, resource: Vec<u8>) {
-            let builder = Redlock::builder().testing(&Masters::new(1));
-            let dlm = builder.key_prefix(&prefix).build().unwrap();
-            let key = dlm.inner().key(&resource);
-            assert_eq!(key.resource(), resource);
-            let key = key.as_bytes();
-            assert_eq!(key.strip_prefix(&prefix[..]), Some(&resource[..]));
-            let command = Request::inspect(key).command();
-            assert!(command.args_iter().any(|arg| matches!(arg, Arg::Simple(arg) if arg == key)));
-            let _ = crate::error::name(&resource);
-        }
     }
 }

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::error::{Address, MasterError};
-use crate::quorum::quorum;
+use crate::protocol::quorum::quorum;
+pub use crate::vote::{KeyState, MasterView};
 
 /// Who holds a resource, as the masters see it. Made by [`Redlock::inspect`](crate::Redlock::inspect).
 ///
@@ -15,7 +15,7 @@ pub struct Inspection {
     /// What a quorum says.
     pub verdict: Verdict,
     /// What each master says, in the order of the masters.
-    pub sightings: Vec<Sighting>,
+    pub views: Vec<MasterView>,
 }
 
 /// What the masters say together.
@@ -29,7 +29,7 @@ pub enum Verdict {
         /// The value of the holder.
         value: Vec<u8>,
         /// When less than a quorum will hold it, unless it is extended; `None` if it never expires.
-        left: Option<Duration>,
+        expires_in: Option<Duration>,
     },
     /// A quorum answered, and is not of one mind: several clients compete, or a lock just comes or goes.
     Contested,
@@ -37,53 +37,28 @@ pub enum Verdict {
     Unknown,
 }
 
-/// What one master says.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Sighting {
-    /// Which master.
-    pub master: Address,
-    /// What it says.
-    pub state: State,
-}
-
-/// The key on one master.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum State {
-    /// There is none.
-    Free,
-    /// There is one.
-    Held {
-        /// The value of the holder.
-        value: Vec<u8>,
-        /// The time to live that is left; `None` if it never expires.
-        left: Option<Duration>,
-    },
-    /// The master did not answer, or not in a way that counts.
-    Unreachable(MasterError),
-}
-
 impl Inspection {
-    pub(crate) fn new(sightings: Vec<Sighting>) -> Self {
-        let verdict = verdict(&sightings);
-        Self { verdict, sightings }
+    pub(crate) fn new(views: Vec<MasterView>) -> Self {
+        let verdict = verdict(&views);
+        Self { verdict, views }
     }
 }
 
-fn verdict(sightings: &[Sighting]) -> Verdict {
-    let quorum = quorum(sightings.len());
+fn verdict(views: &[MasterView]) -> Verdict {
+    let quorum = quorum(views.len());
     let mut free = 0;
     let mut unreachable = 0;
     let mut held: HashMap<&[u8], Vec<Option<Duration>>> = HashMap::new();
-    for sighting in sightings {
-        match &sighting.state {
-            State::Free => free += 1,
-            State::Unreachable(_) => unreachable += 1,
-            State::Held { value, left } => held.entry(value).or_default().push(*left),
+    for view in views {
+        match &view.state {
+            KeyState::Free => free += 1,
+            KeyState::Unreachable(_) => unreachable += 1,
+            KeyState::Held { value, expires_in } => {
+                held.entry(value).or_default().push(*expires_in)
+            }
         }
     }
-    if sightings.len() - unreachable < quorum {
+    if views.len() - unreachable < quorum {
         return Verdict::Unknown;
     }
     if free >= quorum {
@@ -92,10 +67,10 @@ fn verdict(sightings: &[Sighting]) -> Verdict {
     match held.into_iter().find(|(_, times)| times.len() >= quorum) {
         Some((value, mut times)) => {
             // Longest first: with the quorum-th of them the quorum is gone.
-            times.sort_by_key(|left| std::cmp::Reverse(left.unwrap_or(Duration::MAX)));
+            times.sort_by_key(|expires_in| std::cmp::Reverse(expires_in.unwrap_or(Duration::MAX)));
             Verdict::Held {
                 value: value.to_vec(),
-                left: times[quorum - 1],
+                expires_in: times[quorum - 1],
             }
         }
         None => Verdict::Contested,
@@ -105,37 +80,42 @@ fn verdict(sightings: &[Sighting]) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::Address;
+    use crate::vote::MasterError;
 
-    fn look(states: impl IntoIterator<Item = State>) -> Verdict {
+    fn look(states: impl IntoIterator<Item = KeyState>) -> Verdict {
         let master = Address::new("m");
-        let sighting = |state| Sighting {
+        let view = |state| MasterView {
             master: master.clone(),
             state,
         };
-        verdict(&states.into_iter().map(sighting).collect::<Vec<_>>())
+        verdict(&states.into_iter().map(view).collect::<Vec<_>>())
     }
 
-    fn held(value: &str, millis: u64) -> State {
-        State::Held {
+    fn held(value: &str, millis: u64) -> KeyState {
+        KeyState::Held {
             value: value.into(),
-            left: Some(Duration::from_millis(millis)),
+            expires_in: Some(Duration::from_millis(millis)),
         }
     }
 
-    fn down() -> State {
-        State::Unreachable(MasterError::Protocol(String::new()))
+    fn down() -> KeyState {
+        KeyState::Unreachable(MasterError::Protocol(String::new()))
     }
 
     #[test]
     fn a_quorum_decides_whatever_the_minority_says() {
         assert_eq!(
-            look([State::Free, State::Free, held("a", 1)]),
+            look([KeyState::Free, KeyState::Free, held("a", 1)]),
             Verdict::Free
         );
-        assert_eq!(look([State::Free, State::Free, down()]), Verdict::Free);
+        assert_eq!(
+            look([KeyState::Free, KeyState::Free, down()]),
+            Verdict::Free
+        );
         let holder = Verdict::Held {
             value: "a".into(),
-            left: Some(Duration::from_millis(20)),
+            expires_in: Some(Duration::from_millis(20)),
         };
         assert_eq!(look([held("a", 20), held("b", 50), held("a", 30)]), holder);
         assert_eq!(look([held("a", 20), down(), held("a", 30)]), holder);
@@ -148,30 +128,32 @@ mod tests {
             Verdict::Contested
         );
         assert_eq!(
-            look([held("a", 1), State::Free, down()]),
+            look([held("a", 1), KeyState::Free, down()]),
             Verdict::Contested
         );
     }
 
     #[test]
     fn too_few_answers_say_nothing() {
-        assert_eq!(look([State::Free, down(), down()]), Verdict::Unknown);
+        assert_eq!(look([KeyState::Free, down(), down()]), Verdict::Unknown);
     }
 
     #[test]
     fn the_quorum_is_gone_with_the_first_key_that_breaks_it() {
-        let forever = State::Held {
+        let forever = KeyState::Held {
             value: "a".into(),
-            left: None,
+            expires_in: None,
         };
         let times = [10, 40, 30, 20].map(|millis| held("a", millis));
-        let Verdict::Held { left, .. } = look(times.into_iter().chain([forever.clone()])) else {
+        let Verdict::Held { expires_in, .. } = look(times.into_iter().chain([forever.clone()]))
+        else {
             panic!("not held");
         };
-        assert_eq!(left, Some(Duration::from_millis(30)));
-        let Verdict::Held { left, .. } = look([forever.clone(), forever, held("a", 1)]) else {
+        assert_eq!(expires_in, Some(Duration::from_millis(30)));
+        let Verdict::Held { expires_in, .. } = look([forever.clone(), forever, held("a", 1)])
+        else {
             panic!("not held");
         };
-        assert_eq!(left, None);
+        assert_eq!(expires_in, None);
     }
 }

@@ -75,44 +75,44 @@
 //!
 //! None is on by default.
 
+mod address;
 mod builder;
-mod claim;
 mod clock;
 mod engine;
 mod error;
-mod guard;
 mod inner;
 pub mod inspect;
-mod keep_alive;
-mod key;
-mod lease;
+mod lock;
 mod master;
 mod masters;
+mod observe;
 mod per_process;
 mod permit;
-mod quorum;
+mod protocol;
 mod random;
 mod redlock;
 mod release;
 mod retry;
-#[cfg(test)]
-mod simulation;
+mod sync;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
-mod validity;
-mod value;
+mod vote;
 
 pub use redis;
 
+pub use crate::address::Address;
 pub use crate::builder::RedlockBuilder;
 pub use crate::error::{
-    Address, AdoptError, Attempts, Ballot, Ballots, BuildError, ExtendError, LockError, Loss, Lost,
-    MasterError, ReleaseError, RunError, TtlError, Vote,
+    AdoptError, BuildError, ExtendError, LockError, LockFailure, LossReason, LostError,
+    ReleaseError, RunError, TtlError,
 };
-pub use crate::guard::{Handover, LockGuard};
-pub use crate::keep_alive::KeepAlive;
-pub use crate::redlock::{LockRequest, Redlock};
+pub use crate::lock::guard::LockGuard;
+pub use crate::lock::handover::Handover;
+pub use crate::lock::keep_alive::KeepAlive;
+pub use crate::lock::request::LockRequest;
+pub use crate::redlock::Redlock;
 pub use crate::retry::{Delays, RetryPolicy};
+pub use crate::vote::{Ballot, Ballots, MasterError, Vote};
 
 /// Compiles the examples of the README, one of which is a test of a service.
 #[cfg(all(doctest, feature = "test-util"))]

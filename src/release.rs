@@ -13,12 +13,13 @@ use tokio::time::{sleep, timeout};
 
 use crate::clock::{Clock, Moment};
 use crate::engine::{Engine, Stopped};
-use crate::error::{Ballots, MasterError, Vote, name};
-use crate::key::Key;
+use crate::error::name;
 use crate::master::Request;
 use crate::masters::Masters;
 use crate::permit::Deletes;
-use crate::quorum::Verdict;
+use crate::protocol::key::Key;
+use crate::protocol::quorum::Outcome;
+use crate::vote::{Ballots, MasterError, Vote};
 
 /// The longest pause between two deletes of what may still come late.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -110,11 +111,11 @@ pub(crate) struct Release {
     engine: Arc<Engine>,
     masters: Masters,
     /// `None` once the outcome was received.
-    outcome: Option<oneshot::Receiver<Outcome>>,
+    outcome: Option<oneshot::Receiver<Released>>,
 }
 
 /// Whether the lock was ours on a quorum; if not, what the masters said.
-type Outcome = Result<(), Ballots>;
+type Released = Result<(), Ballots>;
 
 impl Release {
     /// Begins to delete. Whatever the same client sends to a master from now on comes after the compare-and-delete.
@@ -140,7 +141,7 @@ impl Release {
     }
 
     /// Waits until it is certain whether the lock was ours on a quorum.
-    pub(crate) async fn decided(mut self) -> Outcome {
+    pub(crate) async fn decided(mut self) -> Released {
         let Some(outcome) = &mut self.outcome else {
             return Ok(());
         };
@@ -173,16 +174,21 @@ pub(crate) struct Deletion {
 }
 
 impl Deletion {
-    async fn run(self, masters: &Masters, mut pending: Pending, outcome: oneshot::Sender<Outcome>) {
+    async fn run(
+        self,
+        masters: &Masters,
+        mut pending: Pending,
+        outcome: oneshot::Sender<Released>,
+    ) {
         let mut round = masters.delete(&self.request, &self.deletes, self.patience);
-        let verdict = round.decided(self.patience).await;
-        if verdict == Verdict::Carried {
+        let decided = round.decided(self.patience).await;
+        if decided == Outcome::Quorum {
             let _ = outcome.send(Ok(()));
         } else if !outcome.is_closed() {
-            let not_ours = |vote: &Vote| matches!(vote, Vote::Refused);
-            let _ = outcome.send(Err(round.explained(not_ours, self.patience).await));
+            let not_ours = Vote::is_denied;
+            let _ = outcome.send(Err(round.reason_known(not_ours, self.patience).await));
         }
-        round.ended(self.patience).await;
+        round.finished(self.patience).await;
         let unsettled: Vec<usize> = (0..masters.count())
             .filter(|master| !self.is_final(*master, round.vote(*master).as_ref()))
             .collect();

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use tokio_redlock::{
-    Address, Attempts, Ballot, Ballots, BuildError, Delays, ExtendError, LockError, LockGuard,
+    Address, Ballot, Ballots, BuildError, Delays, ExtendError, LockError, LockFailure, LockGuard,
     LockRequest, MasterError, Redlock, RedlockBuilder, ReleaseError, RetryPolicy, TtlError, Vote,
 };
 
@@ -32,7 +32,7 @@ fn what_is_held_can_be_sent_and_shared() {
     is_sync::<LockGuard>();
     is_sync::<LockRequest>();
     is_sync::<RetryPolicy>();
-    is_sync::<(Address, Attempts, Ballot, Ballots, Vote)>();
+    is_sync::<(Address, LockFailure, Ballot, Ballots, Vote)>();
     is_send::<Delays>();
 }
 
@@ -44,7 +44,7 @@ fn errors_fit_into_a_boxed_error() {
     is_error::<ExtendError>();
     is_error::<ReleaseError>();
     is_error::<MasterError>();
-    is_error::<Attempts>();
+    is_error::<LockFailure>();
 }
 
 #[test]

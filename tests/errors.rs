@@ -13,7 +13,7 @@ use support::{Logs, Proxy, Server, Upstream, eventually, eventually_async, free_
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use tokio_redlock::{
-    Attempts, Ballots, ExtendError, LockError, LockGuard, MasterError, Redlock, RedlockBuilder,
+    Ballots, ExtendError, LockError, LockFailure, LockGuard, MasterError, Redlock, RedlockBuilder,
     ReleaseError, RetryPolicy, TtlError, Vote,
 };
 use tracing::Dispatch;
@@ -79,7 +79,7 @@ async fn lock_fails(dlm: &Redlock, address: &str, says: &str) -> MasterError {
     };
     assert_says(&error, &["too few masters", &resource, address, says]);
     let sources = chain(&error);
-    assert!(sources[1].is::<Attempts>(), "{sources:?}");
+    assert!(sources[1].is::<LockFailure>(), "{sources:?}");
     assert!(sources[2].is::<MasterError>(), "{sources:?}");
     assert!(sources[2].to_string().contains(says), "{sources:?}");
     let LockError::Unreachable(attempts) = error else {
@@ -567,7 +567,7 @@ async fn a_lock_that_is_lost() {
         matches!(
             error,
             ExtendError::Lost {
-                loss: tokio_redlock::Loss::Expired,
+                reason: tokio_redlock::LossReason::Expired,
                 ..
             }
         ),

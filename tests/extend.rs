@@ -271,7 +271,7 @@ async fn an_expired_lock_is_not_extended_even_where_the_keys_are_left() {
     let extended = guard.extend(TTL).await;
     let Err(ExtendError::Lost {
         resource,
-        loss: tokio_redlock::Loss::Expired,
+        reason: tokio_redlock::LossReason::Expired,
         ..
     }) = extended
     else {
@@ -301,7 +301,7 @@ async fn an_extension_confirmed_after_the_old_validity_does_not_count() {
         matches!(
             extended,
             Err(ExtendError::Lost {
-                loss: tokio_redlock::Loss::Expired,
+                reason: tokio_redlock::LossReason::Expired,
                 ..
             })
         ),

@@ -210,7 +210,7 @@ async fn an_expired_lock_is_not_extended_and_nothing_is_sent() {
         matches!(
             error,
             ExtendError::Lost {
-                loss: tokio_redlock::Loss::Expired,
+                reason: tokio_redlock::LossReason::Expired,
                 ..
             }
         ),
@@ -242,7 +242,7 @@ async fn keys_that_outlive_the_validity_do_not_bring_it_back() {
         matches!(
             error,
             ExtendError::Lost {
-                loss: tokio_redlock::Loss::Expired,
+                reason: tokio_redlock::LossReason::Expired,
                 ..
             }
         ),
@@ -411,7 +411,7 @@ async fn extend_with_late_answers(
     let extended = match guard.extend(TTL).await {
         Ok(()) => true,
         Err(ExtendError::Lost {
-            loss: tokio_redlock::Loss::Expired,
+            reason: tokio_redlock::LossReason::Expired,
             ..
         }) => false,
         Err(other) => panic!("{other:?}"),

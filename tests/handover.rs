@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use support::{Proxy, Server, eventually_async, unique};
 use tokio::time::timeout;
-use tokio_redlock::{AdoptError, ExtendError, Handover, LockError, Loss, Redlock};
+use tokio_redlock::{AdoptError, ExtendError, Handover, LockError, LossReason, Redlock};
 
 /// Only reached by a test that fails.
 const LONG: Duration = Duration::from_secs(20);
@@ -47,9 +47,9 @@ fn deletions(servers: &[Server]) -> u64 {
 }
 
 /// How a lock was lost according to the refusal to adopt it.
-fn loss<T: std::fmt::Debug>(adopted: Result<T, AdoptError>) -> Loss {
+fn loss<T: std::fmt::Debug>(adopted: Result<T, AdoptError>) -> LossReason {
     match adopted {
-        Err(AdoptError::Extend(ExtendError::Lost { loss, .. })) => loss,
+        Err(AdoptError::Extend(ExtendError::Lost { reason, .. })) => reason,
         other => panic!("{other:?}"),
     }
 }
@@ -157,7 +157,7 @@ async fn a_lock_whose_validity_is_over_is_not_adopted_and_left_as_it_is() {
     let adopter = redlock(&servers);
     let before = evalshas(&servers);
     let adopted = adopter.adopt(handover.clone(), 2 * TTL).await;
-    assert_eq!(loss(adopted), Loss::Expired);
+    assert_eq!(loss(adopted), LossReason::Expired);
     assert_eq!(adopter.shutdown(LONG).await, 0);
     assert_eq!(evalshas(&servers), before, "nothing was sent");
     assert_eq!(holding(&servers, &handover), 3);
@@ -176,7 +176,7 @@ async fn a_validity_that_ends_before_the_masters_confirm_is_over() {
     }
     handover.validity = Duration::from_millis(50);
     let adopted = adopter.adopt(handover.clone(), TTL).await;
-    assert_eq!(loss(adopted), Loss::Expired);
+    assert_eq!(loss(adopted), LossReason::Expired);
     assert_eq!(adopter.shutdown(LONG).await, 0);
     assert_eq!(holding(&servers, &handover), 3);
     assert_eq!(deletions(&servers), 0);
@@ -190,7 +190,7 @@ async fn a_validity_counts_from_the_call_and_not_from_the_first_poll() {
     let adopter = redlock(&servers);
     let adoption = adopter.adopt(handover.clone(), TTL);
     tokio::time::sleep(2 * handover.validity).await;
-    assert_eq!(loss(adoption.await), Loss::Expired);
+    assert_eq!(loss(adoption.await), LossReason::Expired);
 }
 
 #[tokio::test]
@@ -202,7 +202,7 @@ async fn a_lock_that_is_gone_on_a_quorum_is_not_adopted_and_not_set_again() {
     }
     let adopter = redlock(&servers);
     let adopted = adopter.adopt(handover.clone(), TTL).await;
-    assert_eq!(loss(adopted), Loss::Taken);
+    assert_eq!(loss(adopted), LossReason::Taken);
     assert_eq!(adopter.shutdown(LONG).await, 0);
     assert!(
         holding(&servers[..3], &handover) == 0,
@@ -238,7 +238,7 @@ async fn a_lock_of_another_is_not_adopted_and_left_to_its_owner() {
     let mut forged = handover.clone();
     forged.value = "forged".to_owned();
     let adopter = redlock(&servers);
-    assert_eq!(loss(adopter.adopt(forged, TTL).await), Loss::Taken);
+    assert_eq!(loss(adopter.adopt(forged, TTL).await), LossReason::Taken);
     assert_eq!(adopter.shutdown(LONG).await, 0);
     assert_eq!(holding(&servers, &handover), 3);
     assert_eq!(deletions(&servers), 0);
@@ -318,7 +318,7 @@ async fn an_adoption_that_is_given_up_at_any_moment_leaves_the_lock_as_it_is() {
     }
     let urls = || proxies.iter().map(Proxy::url);
     let connected = Redlock::new(urls()).expect("valid URLs");
-    assert_eq!(connected.inspect(&resource).await.sightings.len(), 3);
+    assert_eq!(connected.inspect(&resource).await.views.len(), 3);
     let mut given_up = 0;
     loop {
         let patience = Duration::from_millis(4 * given_up);
@@ -367,7 +367,7 @@ async fn an_adopted_lock_is_good_for_as_long_as_the_masters_confirmed() {
     let guard = adopter.adopt(handover, Duration::from_secs(1)).await;
     let guard = guard.expect("it is still there");
     assert!(guard.validity() < Duration::from_secs(1));
-    assert_eq!(guard.lost().await, Loss::Expired);
+    assert_eq!(guard.lost().await, LossReason::Expired);
 }
 
 #[tokio::test]

@@ -258,7 +258,7 @@ async fn nonsense_from_a_connection_that_was_given_is_no_vote() {
         let masters = Masters::new(3);
         let dlm = Redlock::builder().testing(&masters).build().unwrap();
         for master in &masters[..2] {
-            master.meet(Fault::Answer(answer.clone()));
+            master.inject(Fault::Answer(answer.clone()));
         }
         let denied = dlm.try_lock("r", TTL).await;
         let Err(LockError::Unreachable(attempts)) = denied else {

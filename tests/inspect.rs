@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use redis::cmd;
 use support::{Server, unique};
-use tokio_redlock::inspect::{Inspection, State, Verdict};
+use tokio_redlock::inspect::{Inspection, KeyState, Verdict};
 use tokio_redlock::{MasterError, Redlock};
 
 const TTL: Duration = Duration::from_secs(60);
@@ -23,20 +23,20 @@ fn redlock(servers: &[Server]) -> Redlock {
 
 fn held(inspection: &Inspection) -> (&[u8], Option<Duration>) {
     match &inspection.verdict {
-        Verdict::Held { value, left } => (value, *left),
+        Verdict::Held { value, expires_in } => (value, *expires_in),
         other => panic!("{other:?}"),
     }
 }
 
 /// One letter for each master: free, held, unreachable.
-fn sightings(inspection: &Inspection) -> String {
-    let letter = |state: &State| match state {
-        State::Free => 'f',
-        State::Held { .. } => 'h',
-        State::Unreachable(_) => 'u',
+fn views(inspection: &Inspection) -> String {
+    let letter = |state: &KeyState| match state {
+        KeyState::Free => 'f',
+        KeyState::Held { .. } => 'h',
+        KeyState::Unreachable(_) => 'u',
         other => panic!("{other:?}"),
     };
-    let states = inspection.sightings.iter().map(|s| &s.state);
+    let states = inspection.views.iter().map(|s| &s.state);
     states.map(letter).collect()
 }
 
@@ -45,8 +45,8 @@ async fn a_resource_that_nobody_holds_is_free() {
     let servers = Server::many::<5>();
     let inspection = redlock(&servers).inspect(unique("r")).await;
     assert_eq!(inspection.verdict, Verdict::Free);
-    assert_eq!(sightings(&inspection), "fffff");
-    let masters = inspection.sightings.iter().map(|s| s.master.as_str());
+    assert_eq!(views(&inspection), "fffff");
+    let masters = inspection.views.iter().map(|s| s.master.as_str());
     assert!(masters.eq(servers.iter().map(Server::addr)), "in order");
 }
 
@@ -83,7 +83,7 @@ async fn a_foreign_value_may_be_any_bytes() {
     servers[2].set_px(&resource, "", 60_000);
     let inspection = redlock(&servers).inspect(&resource).await;
     assert_eq!(held(&inspection).0, BYTES);
-    let State::Held { value, .. } = &inspection.sightings[2].state else {
+    let KeyState::Held { value, .. } = &inspection.views[2].state else {
         panic!("{inspection:?}");
     };
     assert!(value.is_empty());
@@ -121,8 +121,8 @@ async fn a_key_of_another_type_is_told_and_does_not_count() {
     let dlm = redlock(&servers);
     let inspection = dlm.inspect(&resource).await;
     assert_eq!(inspection.verdict, Verdict::Free);
-    assert_eq!(sightings(&inspection), "uff");
-    let State::Unreachable(error) = &inspection.sightings[0].state else {
+    assert_eq!(views(&inspection), "uff");
+    let KeyState::Unreachable(error) = &inspection.views[0].state else {
         panic!("{inspection:?}");
     };
     assert!(matches!(error, MasterError::WrongType(_)), "{error:?}");
@@ -140,7 +140,7 @@ async fn a_quorum_decides_and_without_one_mind_it_is_contested() {
     servers[1].set(&resource, "two");
     let inspection = dlm.inspect(&resource).await;
     assert_eq!(inspection.verdict, Verdict::Contested);
-    assert_eq!(sightings(&inspection), "hhf");
+    assert_eq!(views(&inspection), "hhf");
     servers[2].set(&resource, "two");
     assert_eq!(held(&dlm.inspect(&resource).await).0, b"two");
     servers[2].set(&resource, "three");
@@ -150,10 +150,10 @@ async fn a_quorum_decides_and_without_one_mind_it_is_contested() {
 /// Looks at a resource that is held and at one that is free, and expects the same verdicts as of all masters.
 async fn a_minority_does_not_matter(dlm: &Redlock, resource: &str) {
     let inspection = dlm.inspect(resource).await;
-    assert_eq!(sightings(&inspection), "uuhhh");
+    assert_eq!(views(&inspection), "uuhhh");
     assert_eq!(held(&inspection).0, b"another");
     let inspection = dlm.inspect(unique("r")).await;
-    assert_eq!(sightings(&inspection), "uufff");
+    assert_eq!(views(&inspection), "uufff");
     assert_eq!(inspection.verdict, Verdict::Free);
 }
 
@@ -166,9 +166,9 @@ async fn masters_that_are_down_matter_only_as_a_majority() {
     a_minority_does_not_matter(&dlm, &resource).await;
     servers[2].kill();
     let inspection = dlm.inspect(&resource).await;
-    assert_eq!(sightings(&inspection), "uuuhh");
+    assert_eq!(views(&inspection), "uuuhh");
     assert_eq!(inspection.verdict, Verdict::Unknown);
-    let State::Unreachable(error) = &inspection.sightings[0].state else {
+    let KeyState::Unreachable(error) = &inspection.views[0].state else {
         panic!("{inspection:?}");
     };
     assert!(matches!(error, MasterError::Connect(_)), "{error:?}");
@@ -179,12 +179,12 @@ async fn masters_that_hang_matter_only_as_a_majority() {
     let (servers, resource) = (Server::many::<5>(), unique("r"));
     servers.iter().for_each(|s| s.set(&resource, "another"));
     let dlm = redlock(&servers);
-    assert_eq!(sightings(&dlm.inspect(&resource).await), "hhhhh");
+    assert_eq!(views(&dlm.inspect(&resource).await), "hhhhh");
     servers[..2].iter().for_each(Server::freeze);
     a_minority_does_not_matter(&dlm, &resource).await;
     servers[2].freeze();
     let inspection = dlm.inspect(&resource).await;
-    assert_eq!(sightings(&inspection), "uuuhh");
+    assert_eq!(views(&inspection), "uuuhh");
     assert_eq!(inspection.verdict, Verdict::Unknown);
 }
 

@@ -13,7 +13,7 @@ use support::{Proxy, Server, eventually, eventually_async, unique};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
-use tokio_redlock::{KeepAlive, LockGuard, Loss, Redlock, RetryPolicy};
+use tokio_redlock::{KeepAlive, LockGuard, LossReason, Redlock, RetryPolicy};
 
 /// Only reached by a test that fails.
 const LONG: Duration = Duration::from_secs(20);
@@ -27,7 +27,7 @@ async fn keep_alive(dlm: &Redlock, resource: &str, ttl: Duration) -> LockGuard {
     request.await.expect("a lock that nobody else wants")
 }
 
-fn is_lost(guard: &LockGuard) -> Option<Loss> {
+fn is_lost(guard: &LockGuard) -> Option<LossReason> {
     guard.lost().now_or_never()
 }
 
@@ -306,7 +306,7 @@ async fn renewals_that_fail_at_once_do_not_spin() {
     servers.iter_mut().for_each(Server::kill);
     let metrics = Handle::current().metrics();
     let (start, before) = (Instant::now(), metrics.worker_total_busy_duration(0));
-    assert_eq!(guard.lost().await, Loss::Expired);
+    assert_eq!(guard.lost().await, LossReason::Expired);
     let busy = metrics.worker_total_busy_duration(0) - before;
     assert!(busy < start.elapsed() / 3, "{busy:?}");
 }
@@ -377,7 +377,7 @@ async fn a_renewal_that_arrives_when_the_lock_has_long_ended_leaves_no_key() {
     let dlm = Redlock::new(proxies.iter().map(Proxy::url)).expect("valid URLs");
     let guard = keep_alive(&dlm, &unique("r"), ttl).await;
     proxies.iter().for_each(Proxy::hang);
-    assert_eq!(guard.lost().await, Loss::Expired);
+    assert_eq!(guard.lost().await, LossReason::Expired);
     drop(guard);
     // Longer than it takes until every key must be gone by itself.
     sleep(ttl + ttl / 4).await;
@@ -435,7 +435,7 @@ fn renewals_on_a_given_runtime_end_with_it_and_the_lock_is_lost() {
     drop(dropped);
     let before = evalshas(&servers);
     assert!(!outlives.is_valid());
-    assert_eq!(is_lost(&outlives), Some(Loss::ClientEnded));
+    assert_eq!(is_lost(&outlives), Some(LossReason::ClientEnded));
     eventually("its keys expire", LONG, || {
         servers.iter().all(|server| server.keys().is_empty())
     });
@@ -451,7 +451,7 @@ async fn ends_with_its_lifetime(ttl: Duration, lifetime: Duration) {
     let guard = request.keep_alive(KeepAlive::new().max_lifetime(lifetime));
     let guard = guard.await.unwrap();
     assert!(guard.validity() < lifetime.min(ttl));
-    assert_eq!(guard.lost().await, Loss::LifetimeReached);
+    assert_eq!(guard.lost().await, LossReason::LifetimeReached);
     let held = start.elapsed();
     assert!(
         lifetime <= held && held < lifetime + LONG / 20,

@@ -119,7 +119,7 @@ impl Masters {
         }
     }
 
-    /// Attempts it for a while without a pause. Every attempt fails.
+    /// LockFailure it for a while without a pause. Every attempt fails.
     async fn attempt_in_a_loop(&self, operation: Operation) {
         let start = Instant::now();
         let mut attempts = 0;

@@ -12,7 +12,7 @@ use redis::cmd;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use support::{Proxy, Server, eventually, eventually_async, unique};
 use tokio::task::JoinSet;
-use tokio_redlock::{ExtendError, KeepAlive, LockGuard, Loss, Redlock};
+use tokio_redlock::{ExtendError, KeepAlive, LockGuard, LossReason, Redlock};
 
 /// Only reached by a test that fails.
 const LONG: Duration = Duration::from_secs(20);
@@ -46,12 +46,12 @@ async fn keep_alive_everywhere(servers: &[Server], resource: &str, ttl: Duration
     guard
 }
 
-fn is_lost(guard: &LockGuard) -> Option<Loss> {
+fn is_lost(guard: &LockGuard) -> Option<LossReason> {
     guard.lost().now_or_never()
 }
 
 /// Waits for the loss, and asserts that it comes with the end of the validity that is left now.
-async fn is_lost_with_its_validity(guard: &LockGuard) -> Loss {
+async fn is_lost_with_its_validity(guard: &LockGuard) -> LossReason {
     let start = Instant::now();
     let left = guard.validity();
     assert!(!left.is_zero(), "still good at the start");
@@ -69,7 +69,7 @@ async fn a_lock_that_is_not_extended_is_lost_when_its_validity_ends() {
     let dlm = redlock(&servers);
     let guard = dlm.lock(unique("r"), Duration::from_millis(300)).await;
     let loss = is_lost_with_its_validity(&guard.unwrap()).await;
-    assert_eq!(loss, Loss::Expired);
+    assert_eq!(loss, LossReason::Expired);
 }
 
 #[tokio::test]
@@ -88,7 +88,7 @@ async fn when_all_masters_hang_a_lock_is_lost_when_its_validity_ends() {
     );
     assert_eq!(is_lost(&guard), None);
     let loss = is_lost_with_its_validity(&guard).await;
-    assert_eq!(loss, Loss::Expired);
+    assert_eq!(loss, LossReason::Expired);
 }
 
 #[tokio::test]
@@ -97,7 +97,7 @@ async fn when_all_masters_are_dead_a_lock_is_lost_when_its_validity_ends() {
     let guard = keep_alive(&redlock(&servers), &unique("r"), Duration::from_secs(1)).await;
     servers.iter_mut().for_each(Server::kill);
     let loss = is_lost_with_its_validity(&guard).await;
-    assert_eq!(loss, Loss::Expired);
+    assert_eq!(loss, LossReason::Expired);
 }
 
 /// Waits for so many renewals on a master.
@@ -112,7 +112,7 @@ async fn renewals(server: &Server, count: u64) {
 /// Waits for the loss, and asserts that the first renewal from now on found it.
 async fn is_taken_by_the_next_renewal(servers: &[Server], guard: &LockGuard) {
     let calls: Vec<u64> = servers.iter().map(|s| s.calls("evalsha")).collect();
-    assert_eq!(guard.lost().await, Loss::Taken);
+    assert_eq!(guard.lost().await, LossReason::Taken);
     assert!(!guard.is_valid());
     eventually_async("one renewal", LONG, async || {
         let renewals = servers
@@ -153,7 +153,7 @@ async fn keys_deleted_from_a_majority_are_a_loss_also_while_a_master_is_down_and
         assert!(server.del(&resource));
     }
     let loss = tokio::time::timeout(Duration::from_secs(5), guard.lost()).await;
-    assert_eq!(loss, Ok(Loss::Taken));
+    assert_eq!(loss, Ok(LossReason::Taken));
 }
 
 #[tokio::test]
@@ -228,12 +228,17 @@ async fn an_extension_by_hand_that_finds_the_loss_wakes_those_who_wait() {
         server.set(&resource, "another");
     }
     let extended = guard.extend(Duration::from_secs(60)).await;
-    let Err(ExtendError::Lost { loss, ballots, .. }) = extended else {
+    let Err(ExtendError::Lost {
+        reason: loss,
+        ballots,
+        ..
+    }) = extended
+    else {
         panic!("{extended:?}");
     };
-    assert_eq!(loss, Loss::Taken);
+    assert_eq!(loss, LossReason::Taken);
     assert_eq!(ballots.iter().count(), 3);
-    assert_eq!(waiting.await.unwrap(), Loss::Taken);
+    assert_eq!(waiting.await.unwrap(), LossReason::Taken);
 }
 
 #[tokio::test]
@@ -251,17 +256,17 @@ async fn any_number_of_tasks_may_wait_any_number_of_times() {
         });
     }
     for losses in tasks.join_all().await {
-        assert_eq!(losses, [Loss::Expired; 2]);
+        assert_eq!(losses, [LossReason::Expired; 2]);
     }
-    assert_eq!(is_lost(&guard), Some(Loss::Expired));
+    assert_eq!(is_lost(&guard), Some(LossReason::Expired));
 }
 
 /// Asserts that neither an extension nor the keys bring a lost lock back.
-async fn stays_lost(servers: &[Server], guard: &LockGuard, resource: &str, loss: Loss) {
+async fn stays_lost(servers: &[Server], guard: &LockGuard, resource: &str, loss: LossReason) {
     for _ in 0..3 {
         let extended = guard.extend(Duration::from_secs(60)).await;
         assert!(
-            matches!(&extended, Err(ExtendError::Lost { loss: reason, .. }) if *reason == loss),
+            matches!(&extended, Err(ExtendError::Lost { reason, .. }) if *reason == loss),
             "{extended:?}"
         );
         assert!(!guard.is_valid());
@@ -283,8 +288,8 @@ async fn an_expired_lock_stays_lost_though_the_masters_still_hold_it() {
         })
         .await;
     }
-    assert_eq!(guard.lost().await, Loss::Expired);
-    stays_lost(&servers, &guard, &resource, Loss::Expired).await;
+    assert_eq!(guard.lost().await, LossReason::Expired);
+    stays_lost(&servers, &guard, &resource, LossReason::Expired).await;
 }
 
 #[tokio::test]
@@ -294,11 +299,11 @@ async fn a_taken_lock_stays_lost_though_the_masters_hold_it_again() {
     for server in &servers {
         server.set(&resource, "another");
     }
-    assert_eq!(guard.lost().await, Loss::Taken);
+    assert_eq!(guard.lost().await, LossReason::Taken);
     for server in &servers {
         server.set(&resource, guard.value());
     }
-    stays_lost(&servers, &guard, &resource, Loss::Taken).await;
+    stays_lost(&servers, &guard, &resource, LossReason::Taken).await;
 }
 
 /// Set for the process that is stopped: the masters, separated by spaces.
@@ -365,9 +370,13 @@ fn hold_until_stopped(masters: &str) {
         own.note();
     }
     assert!(!looked_at.is_valid(), "no longer valid");
-    assert_eq!(is_lost(&waited_for), Some(Loss::Expired), "lost at once");
+    assert_eq!(
+        is_lost(&waited_for),
+        Some(LossReason::Expired),
+        "lost at once"
+    );
     let lost = runtime.block_on(driving).expect("no panic");
-    assert_eq!(lost.loss, Loss::Expired);
+    assert_eq!(lost.reason, LossReason::Expired);
     let longest = gaps.lock().expect("no panic").longest;
     assert!(longest < STOPPED_FOR, "polled after the loss: {longest:?}");
     drop((looked_at, waited_for));

@@ -57,7 +57,7 @@ fn assert_unreachable(attempt: Result<LockGuard, LockError>, down: &[Server]) {
             Vote::Failed(MasterError::Connect(_) | MasterError::Disconnected(_)) => {
                 assert!(is_down, "{attempts}");
             }
-            Vote::Granted | Vote::Unheard => {}
+            Vote::Granted | Vote::NotNeeded => {}
             other => panic!("{}: {other}", ballot.master),
         }
     }
@@ -283,7 +283,7 @@ impl Case {
                 Vote::Failed(MasterError::Connect(_) | MasterError::TimedOut(_)) => {
                     state == State::Hung
                 }
-                Vote::Unheard => true,
+                Vote::NotNeeded => true,
                 _ => false,
             };
             assert!(fits, "{resource}: {attempts}");

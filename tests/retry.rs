@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use support::{Server, eventually_async, unique};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_redlock::{Attempts, LockError, LockGuard, Redlock, RedlockBuilder, RetryPolicy, Vote};
+use tokio_redlock::{
+    LockError, LockFailure, LockGuard, Redlock, RedlockBuilder, RetryPolicy, Vote,
+};
 
 /// Longer than any test runs.
 const TTL: Duration = Duration::from_secs(120);
@@ -33,7 +35,7 @@ fn patient() -> RetryPolicy {
     RetryPolicy::new().delay(MS, 5 * MS).max_wait(LONG)
 }
 
-fn taken(attempt: Result<LockGuard, LockError>) -> Attempts {
+fn taken(attempt: Result<LockGuard, LockError>) -> LockFailure {
     match attempt {
         Err(LockError::Taken(attempts)) => attempts,
         other => panic!("not taken: {other:?}"),

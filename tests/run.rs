@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use support::{Server, eventually_async, unique};
 use tokio::sync::Notify;
-use tokio_redlock::{KeepAlive, LockError, LockGuard, Loss, Redlock, RetryPolicy, RunError};
+use tokio_redlock::{KeepAlive, LockError, LockGuard, LossReason, Redlock, RetryPolicy, RunError};
 
 /// Only reached by a test that fails.
 const LONG: Duration = Duration::from_secs(20);
@@ -86,7 +86,7 @@ async fn a_guard_drops_work_with_the_loss_and_says_which_lock_it_was() {
     let dropped = Flag::default();
     let lost = guard.run(endless(&dropped)).await.unwrap_err();
     assert!(dropped.is_raised());
-    assert_eq!(lost.loss, Loss::Expired);
+    assert_eq!(lost.reason, LossReason::Expired);
     assert_eq!(lost.resource, resource);
     assert!(lost.to_string().contains(&resource), "{lost}");
     assert!(!guard.is_valid());
@@ -116,7 +116,7 @@ async fn a_guard_drops_work_when_its_keys_are_taken_over() {
     }
     let lost = guard.run(endless(&dropped)).await.unwrap_err();
     assert!(dropped.is_raised());
-    assert_eq!(lost.loss, Loss::Taken);
+    assert_eq!(lost.reason, LossReason::Taken);
 }
 
 #[tokio::test]
@@ -165,7 +165,7 @@ async fn work_that_is_longer_than_the_ttl_is_kept_under_the_lock() {
     let guard = dlm.lock(unique("r"), ttl).await.unwrap();
     let lost = guard.run(work(&guard)).await;
     let lost = lost.expect_err("nothing keeps this one alive");
-    assert_eq!(lost.loss, Loss::Expired);
+    assert_eq!(lost.reason, LossReason::Expired);
     drop(guard);
     is_free(&dlm, &servers).await;
 }
@@ -273,7 +273,7 @@ async fn work_that_outlives_the_longest_lifetime_is_dropped_and_the_key_is_gone(
     let Err(RunError::Lost(lost)) = lost else {
         panic!("{lost:?}");
     };
-    assert_eq!(lost.loss, Loss::LifetimeReached);
+    assert_eq!(lost.reason, LossReason::LifetimeReached);
     assert!(start.elapsed() >= lifetime);
     assert!(dropped.is_raised());
     is_free(&dlm, &servers).await;

@@ -18,7 +18,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::time::sleep;
 use tokio_redlock::inspect::Verdict;
 use tokio_redlock::{
-    ExtendError, Handover, KeepAlive, LockError, LockGuard, Loss, Redlock, RedlockBuilder,
+    ExtendError, Handover, KeepAlive, LockError, LockGuard, LossReason, Redlock, RedlockBuilder,
     ReleaseError, RetryPolicy, RunError,
 };
 
@@ -676,7 +676,7 @@ fn a_client_ends_with_the_runtime_that_it_was_given() {
                 assert!(error.to_string().contains(NOT_ASKED), "{error}");
             }
             assert!(!held.is_valid());
-            assert_eq!(held.lost().await, Loss::ClientEnded);
+            assert_eq!(held.lost().await, LossReason::ClientEnded);
             let extended = held.extend(TTL).await;
             assert!(
                 matches!(extended, Err(ExtendError::Lost { .. })),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures::join;
 use support::{Proxy, Server, eventually_async, unique};
 use tokio_redlock::{
-    Attempts, ExtendError, LockError, LockGuard, Redlock, RetryPolicy, TtlError, Vote,
+    ExtendError, LockError, LockFailure, LockGuard, Redlock, RetryPolicy, TtlError, Vote,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -164,7 +164,7 @@ async fn a_ttl_below_the_round_trip_ends_within_the_retry_policy() {
 }
 
 /// Asks for a lock that is over before any answer can come.
-async fn too_late(dlm: &Redlock, policy: RetryPolicy) -> Attempts {
+async fn too_late(dlm: &Redlock, policy: RetryPolicy) -> LockFailure {
     let request = dlm.lock(unique("resource"), 20 * MS).retry(policy);
     match request.await {
         // The second, should this thread have slept until after the answers.

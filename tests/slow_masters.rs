@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use support::{Proxy, Server, eventually_async, unique};
 use tokio::time::sleep;
-use tokio_redlock::{Attempts, LockError, MasterError, Redlock, Vote};
+use tokio_redlock::{LockError, LockFailure, MasterError, Redlock, Vote};
 
 /// So long that no key goes by itself while a test runs.
 const TTL: Duration = Duration::from_secs(60);
@@ -263,7 +263,7 @@ async fn failure(dlm: &Redlock, servers: &[Server; 5]) -> (Duration, Vec<MasterE
         message.starts_with("too few masters can be reached"),
         "{message}"
     );
-    let LockError::Unreachable(Attempts { ballots, .. }) = error else {
+    let LockError::Unreachable(LockFailure { ballots, .. }) = error else {
         panic!("{message}");
     };
     let mut errors = Vec::new();
@@ -271,7 +271,7 @@ async fn failure(dlm: &Redlock, servers: &[Server; 5]) -> (Duration, Vec<MasterE
         assert!(message.contains(&server.addr()), "{message}");
         match &ballot.vote {
             Vote::Failed(error) if place < 3 => errors.push(error.clone()),
-            Vote::Granted | Vote::Unheard if place >= 3 => {}
+            Vote::Granted | Vote::NotNeeded if place >= 3 => {}
             vote => panic!("{}: {vote}", ballot.master),
         }
     }

@@ -281,7 +281,7 @@ impl Case {
         for (ballot, (state, server)) in ballots.iter().zip(masters) {
             assert_eq!(ballot.master.as_str(), server.addr());
             assert!(fits(*state, &ballot.vote), "{:?}: {ballots}", self.states);
-            heard += usize::from(!matches!(ballot.vote, Vote::Unheard));
+            heard += usize::from(!matches!(ballot.vote, Vote::NotNeeded));
         }
         assert!(heard >= 2, "one master decides nothing: {ballots}");
     }
@@ -297,7 +297,7 @@ fn client<'a>(masters: impl IntoIterator<Item = &'a Server>) -> Redlock {
 fn fits(state: State, vote: &Vote) -> bool {
     use MasterError::{Connect, Disconnected, Hung as Hangs, TimedOut};
     match (state, vote) {
-        (_, Vote::Unheard) | (Free, Vote::Granted) | (Taken, Vote::Refused) => true,
+        (_, Vote::NotNeeded) | (Free, Vote::Granted) | (Taken, Vote::Refused) => true,
         (Down, Vote::Failed(error)) => matches!(error, Connect(_) | Disconnected(_)),
         (Hung, Vote::Failed(error)) => matches!(error, Connect(_) | TimedOut(_) | Hangs(_)),
         _ => false,

@@ -9,7 +9,7 @@ use redis::aio::ConnectionLike;
 use redis::{Client, RedisError, Value as Reply, cmd};
 use support::{Proxy, Server, Upstream, unique};
 use tokio::time::Instant;
-use tokio_redlock::inspect::{Sighting, State};
+use tokio_redlock::inspect::{KeyState, MasterView};
 use tokio_redlock::testing::{Fault, Masters};
 use tokio_redlock::{KeepAlive, LockError, LockGuard, MasterError, Redlock, Vote, redis};
 
@@ -19,9 +19,9 @@ const TTL: Duration = Duration::from_secs(10);
 /// Long enough for servers on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-const EXTEND: &str = include_str!("../src/master/extend.lua");
-const RELEASE: &str = include_str!("../src/master/release.lua");
-const INSPECT: &str = include_str!("../src/master/inspect.lua");
+const EXTEND: &str = include_str!("../src/master/scripts/extend.lua");
+const RELEASE: &str = include_str!("../src/master/scripts/release.lua");
+const INSPECT: &str = include_str!("../src/master/scripts/inspect.lua");
 
 /// One command and the kind of answer to it.
 async fn ask(connection: &mut impl ConnectionLike, words: &[&str]) -> String {
@@ -172,12 +172,12 @@ impl Fleet for Masters {
     }
 
     fn lose_answer(&self, master: usize, _: &str) {
-        self[master].meet(Fault::LoseAnswer);
+        self[master].inject(Fault::LoseAnswer);
     }
 
     fn refuse(&self, master: usize) {
         let text = "OOM command not allowed when used memory > 'maxmemory'.";
-        self[master].meet(Fault::Error(text.into()));
+        self[master].inject(Fault::Error(text.into()));
     }
 
     fn accept(&self, _: usize) {}
@@ -252,8 +252,8 @@ async fn held_everywhere(dlm: &Redlock, guard: &LockGuard) {
     support::eventually_async("a key everywhere", TTL, async || {
         let extended = guard.extend(TTL).await;
         let seen = dlm.inspect(guard.resource()).await;
-        let held = |sighting: &Sighting| matches!(sighting.state, State::Held { .. });
-        extended.is_ok() && seen.sightings.iter().all(held)
+        let held = |view: &MasterView| matches!(view.state, KeyState::Held { .. });
+        extended.is_ok() && seen.views.iter().all(held)
     })
     .await;
 }
@@ -402,7 +402,7 @@ async fn what_a_hung_connection_keeps_is_undone_behind_it() {
 #[tokio::test(start_paused = true)]
 async fn a_request_that_is_lost_is_not_executed() {
     let masters = Masters::new(3);
-    masters[0].meet(Fault::LoseRequest);
+    masters[0].inject(Fault::LoseRequest);
     let guard = masters.client().lock("r", TTL).await.unwrap();
     assert!(masters[0].keys().is_empty());
     assert_eq!(masters[1].keys(), [b"r"]);
@@ -412,8 +412,8 @@ async fn a_request_that_is_lost_is_not_executed() {
 #[tokio::test(start_paused = true)]
 async fn keys_live_by_the_clock_of_their_master() {
     let masters = Masters::new(3);
-    masters[0].run_clock(2.0);
-    masters[1].run_clock(0.5);
+    masters[0].set_clock_rate(2.0);
+    masters[1].set_clock_rate(0.5);
     masters.client().lock("r", TTL).await.unwrap().leak();
     for (after, left) in [(4, 3), (2, 2), (5, 1), (10, 0)] {
         tokio::time::sleep(after * Duration::from_secs(1)).await;

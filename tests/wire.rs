@@ -12,8 +12,8 @@ use redis::cmd;
 use support::{Server, eventually_async, unique};
 use tokio::task::yield_now;
 use tokio_redlock::{
-    Attempts, ExtendError, LockError, LockGuard, MasterError, Redlock, ReleaseError, RetryPolicy,
-    Vote,
+    ExtendError, LockError, LockFailure, LockGuard, MasterError, Redlock, ReleaseError,
+    RetryPolicy, Vote,
 };
 
 /// So long that no key goes by itself while a test runs.
@@ -421,14 +421,14 @@ async fn a_user_who_is_allowed_the_least_can_do_everything() {
 async fn a_key_that_the_user_may_not_use_is_an_error_that_says_so() {
     let (servers, dlm) = strict();
     let result = dlm.try_lock(unique("resource"), TTL).await;
-    let Err(LockError::Unreachable(Attempts { ballots, .. })) = result else {
+    let Err(LockError::Unreachable(LockFailure { ballots, .. })) = result else {
         panic!("{result:?}");
     };
     let votes = || ballots.iter().map(|ballot| &ballot.vote);
     let forbids = |vote: &&Vote| matches!(vote, Vote::Failed(MasterError::Forbidden(_)));
     assert!(votes().filter(forbids).count() >= 2, "{ballots}");
     assert!(
-        votes().all(|vote| forbids(&vote) || matches!(vote, Vote::Unheard)),
+        votes().all(|vote| forbids(&vote) || matches!(vote, Vote::NotNeeded)),
         "{ballots}"
     );
     for server in &servers {

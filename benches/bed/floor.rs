@@ -9,7 +9,7 @@ use redis::{AsyncConnectionConfig, Client, Cmd, Script, Value, cmd};
 use super::TTL;
 use super::rival::Rival;
 
-const RELEASE: &str = include_str!("../../src/master/release.lua");
+const RELEASE: &str = include_str!("../../src/master/scripts/release.lua");
 
 /// A connection to each master, with the options of the crate that make a difference here.
 #[derive(Clone)]

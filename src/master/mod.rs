@@ -1,11 +1,10 @@
 //! One master: its address, its connection, and the requests it is sent. Knows nothing of quorums.
 
+mod connection;
+mod connector;
 mod link;
 mod request;
-mod source;
 mod unclosed;
-mod watched;
-mod wire;
 
 use std::fmt;
 use std::future::poll_fn;
@@ -17,16 +16,16 @@ use std::time::Duration;
 use redis::{Cmd, ErrorKind, ServerErrorKind, Value as Reply};
 use tokio::time::{sleep, timeout};
 
+pub(crate) use self::connection::Given;
+use self::connection::{Fault, Unwanted};
+pub(crate) use self::connector::{Source, address};
 use self::link::{Link, Live};
 use self::request::read_state;
 pub(crate) use self::request::{Request, hash_scripts};
-pub(crate) use self::source::{Source, address};
-pub(crate) use self::wire::Given;
-use self::wire::{Fault, Unwanted};
+use crate::address::Address;
 use crate::engine::Engine;
-use crate::error::{Address, MasterError, Vote};
-use crate::inspect::{Sighting, State};
 use crate::permit::SendPermit;
+use crate::vote::{KeyState, MasterError, MasterView, Vote};
 
 /// The first and the longest time to wait for an answer that must come in the end.
 const FIRST_PATIENCE: Duration = Duration::from_millis(500);
@@ -80,7 +79,7 @@ impl Master {
         match &vote {
             Vote::Failed(error) => self.link.report(error),
             Vote::Granted | Vote::Refused | Vote::Recreated => self.link.report_answer(),
-            Vote::Unheard => {}
+            Vote::NotNeeded | Vote::NothingSent => {}
         }
         vote
     }
@@ -88,7 +87,7 @@ impl Master {
     async fn vote(&self, request: &Request, permit: &SendPermit, patience: Duration) -> Vote {
         let vote = match self.send(request, permit, patience).await {
             Ok(Some(reply)) => request.read(&reply),
-            Ok(None) => Vote::Unheard,
+            Ok(None) => Vote::NotNeeded,
             Err(error) => Vote::Failed(error),
         };
         if matches!(vote, Vote::Refused) {
@@ -98,7 +97,7 @@ impl Master {
     }
 
     /// What there is on this master; waits for it as long as for a connection.
-    pub(crate) async fn look(self, request: Request, patience: Duration) -> Sighting {
+    pub(crate) async fn look(self, request: Request, patience: Duration) -> MasterView {
         let reply = match timeout(
             patience,
             self.send(&request, &SendPermit::ReadOnly, patience),
@@ -110,10 +109,10 @@ impl Master {
         };
         let state = match reply {
             Ok(reply) => read_state(&reply.unwrap_or(Reply::Nil)),
-            Err(error) => State::Unreachable(error),
+            Err(error) => KeyState::Unreachable(error),
         };
         let master = self.address().clone();
-        Sighting { master, state }
+        MasterView { master, state }
     }
 
     /// Sends a request and waits for the reply; `None` if it was not permitted any more.

@@ -17,14 +17,13 @@ use std::time::Duration;
 
 use redis::{Arg, Cmd, Script, Value as Reply};
 
-use crate::error::{MasterError, Vote};
-use crate::inspect::State;
-use crate::validity::Ttl;
-use crate::value::Value;
+use crate::protocol::validity::Ttl;
+use crate::protocol::value::Value;
+use crate::vote::{KeyState, MasterError, Vote};
 
-static EXTEND: Lua = Lua::new(include_str!("extend.lua"));
-static RELEASE: Lua = Lua::new(include_str!("release.lua"));
-static INSPECT: Lua = Lua::new(include_str!("inspect.lua"));
+static EXTEND: Lua = Lua::new(include_str!("scripts/extend.lua"));
+static RELEASE: Lua = Lua::new(include_str!("scripts/release.lua"));
+static INSPECT: Lua = Lua::new(include_str!("scripts/inspect.lua"));
 
 /// The texts of the scripts that every lock needs.
 pub(crate) fn scripts() -> [&'static str; 2] {
@@ -161,18 +160,18 @@ impl Request {
 }
 
 /// What the reply to an inspection means.
-pub(crate) fn read_state(reply: &Reply) -> State {
+pub(crate) fn read_state(reply: &Reply) -> KeyState {
     let Reply::Array(fields) = reply else {
-        return State::Unreachable(protocol(reply));
+        return KeyState::Unreachable(protocol(reply));
     };
     match &fields[..] {
-        [Reply::Nil, _] => State::Free,
-        [Reply::BulkString(value), Reply::Int(left)] => State::Held {
+        [Reply::Nil, _] => KeyState::Free,
+        [Reply::BulkString(value), Reply::Int(left)] => KeyState::Held {
             value: value.clone(),
             // Negative: it never expires.
-            left: u64::try_from(*left).ok().map(Duration::from_millis),
+            expires_in: u64::try_from(*left).ok().map(Duration::from_millis),
         },
-        _ => State::Unreachable(protocol(reply)),
+        _ => KeyState::Unreachable(protocol(reply)),
     }
 }
 
@@ -200,7 +199,7 @@ impl Write for Beginning {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::validity::Drift;
+    use crate::protocol::validity::Drift;
 
     fn requests() -> [Request; 3] {
         let key = b"key";
@@ -256,16 +255,22 @@ mod tests {
     #[test]
     fn a_sighting_is_a_value_and_its_time() {
         let held = Reply::Array(vec![Reply::BulkString(vec![0xff]), Reply::Int(70)]);
-        let State::Held { value, left } = read_state(&held) else {
+        let KeyState::Held { value, expires_in } = read_state(&held) else {
             panic!("{held:?}")
         };
-        assert_eq!((value, left), (vec![0xff], Some(Duration::from_millis(70))));
+        assert_eq!(
+            (value, expires_in),
+            (vec![0xff], Some(Duration::from_millis(70)))
+        );
         let free = Reply::Array(vec![Reply::Nil, Reply::Int(-2)]);
-        assert!(matches!(read_state(&free), State::Free));
+        assert!(matches!(read_state(&free), KeyState::Free));
         let forever = Reply::Array(vec![Reply::BulkString(vec![]), Reply::Int(-1)]);
         assert!(matches!(
             read_state(&forever),
-            State::Held { left: None, .. }
+            KeyState::Held {
+                expires_in: None,
+                ..
+            }
         ));
         for strange in [
             Reply::Okay,
@@ -273,7 +278,7 @@ mod tests {
             Reply::Array(vec![Reply::Okay; 2]),
         ] {
             assert!(
-                matches!(read_state(&strange), State::Unreachable(_)),
+                matches!(read_state(&strange), KeyState::Unreachable(_)),
                 "{strange:?}"
             );
         }

@@ -2,7 +2,7 @@
 
 use redis::Value as Reply;
 
-/// What befalls one request; see [`Master::meet`](super::Master::meet).
+/// What befalls one request; see [`Master::inject`](super::Master::inject).
 ///
 /// # Examples
 ///
@@ -10,8 +10,8 @@ use redis::Value as Reply;
 /// use tokio_redlock::testing::{Fault, Masters};
 ///
 /// let masters = Masters::new(3);
-/// masters[0].meet(Fault::LoseAnswer);
-/// masters[0].meet(Fault::Error("LOADING Redis is loading the dataset in memory".into()));
+/// masters[0].inject(Fault::LoseAnswer);
+/// masters[0].inject(Fault::Error("LOADING Redis is loading the dataset in memory".into()));
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]

@@ -153,12 +153,12 @@ impl Master {
     ///
     /// What opens a connection or asks for a sign of life (`SCRIPT`, `PING`) is spared, so that a fault meets the
     /// request that a test is about, on a new connection too.
-    pub fn meet(&self, fault: Fault) {
+    pub fn inject(&self, fault: Fault) {
         self.lock().faults.push_back(fault);
     }
 
     /// Takes back all faults that were still to be met, and all delays.
-    pub fn heal(&self) {
+    pub fn clear_faults(&self) {
         let mut state = self.lock();
         state.faults.clear();
         state.request_delay = Duration::ZERO..=Duration::ZERO;
@@ -209,7 +209,7 @@ impl Master {
     /// # Panics
     ///
     /// Unless the rate is a number between 0 and 1000.
-    pub fn run_clock(&self, rate: f64) {
+    pub fn set_clock_rate(&self, rate: f64) {
         assert!((0.0..=1000.0).contains(&rate), "no clock runs at {rate}");
         let mut state = self.lock();
         let now = Instant::now();
@@ -230,16 +230,16 @@ impl Master {
         self.lock().store.keys()
     }
 
-    /// How long it takes at least until this key expires, if it has that value: no clock runs at more than the
-    /// given rate.
-    #[cfg(test)]
-    pub(crate) fn gives(&self, key: &[u8], value: &[u8], fastest: f64) -> Duration {
-        let state = self.lock();
-        if state.store.get(key) != Some(value) {
-            return Duration::ZERO;
-        }
-        let left = state.store.left(key).unwrap_or_default();
-        left.div_f64(fastest)
+    /// The value of a key, if there is such a key; on a master that is down, the last value it had.
+    #[must_use]
+    pub fn value(&self, key: impl AsRef<[u8]>) -> Option<Vec<u8>> {
+        self.lock().store.get(key.as_ref()).map(<[u8]>::to_vec)
+    }
+
+    /// When a key expires, by the clock of this master; `None` without such a key, or if the key never expires.
+    #[must_use]
+    pub fn expires_in(&self, key: impl AsRef<[u8]>) -> Option<Duration> {
+        self.lock().store.expires_in(key.as_ref())
     }
 
     /// Sends a command, here and now; the future is the wait for the answer.
@@ -288,12 +288,6 @@ impl State {
         let last = &mut self.lanes[lane].last_request;
         *last = (self.now + delay).max(*last);
         let arrives = *last;
-        #[cfg(test)]
-        let arrives = if is_overtaking(&command) {
-            self.now
-        } else {
-            arrives
-        };
         if self.condition != Condition::Stopped {
             self.sent += 1;
             let envelope = Envelope {
@@ -363,16 +357,6 @@ fn is_for_a_key(command: &[Vec<u8>]) -> bool {
 fn draw(rng: &mut StdRng, range: &RangeInclusive<Duration>) -> Duration {
     let (start, end) = (*range.start(), *range.end());
     rng.random_range(start..=end.max(start))
-}
-
-/// Whether this is a compare-and-delete in a simulation that breaks the order of requests.
-#[cfg(test)]
-fn is_overtaking(command: &[Vec<u8>]) -> bool {
-    use super::script::Script;
-    crate::simulation::Rule::DeletesNeverOvertake.is_broken()
-        && command
-            .get(1)
-            .is_some_and(|script| Script::by_hash(script) == Some(Script::Release))
 }
 
 fn broken() -> RedisError {

@@ -11,11 +11,11 @@
 //! | fault | how |
 //! | --- | --- |
 //! | slow network | [`Master::delay_requests`], [`Master::delay_answers`] |
-//! | a request that is lost, or its answer | [`Master::meet`] with [`Fault::LoseRequest`], [`Fault::LoseAnswer`] |
-//! | an error, or nonsense, instead of an answer | [`Master::meet`] with [`Fault::Error`], [`Fault::Answer`] |
+//! | a request that is lost, or its answer | [`Master::inject`] with [`Fault::LoseRequest`], [`Fault::LoseAnswer`] |
+//! | an error, or nonsense, instead of an answer | [`Master::inject`] with [`Fault::Error`], [`Fault::Answer`] |
 //! | hangs | [`Master::hang`], until [`Master::resume`] |
 //! | is down, comes back empty | [`Master::stop`], [`Master::restart`] |
-//! | its clock is wrong | [`Master::run_clock`] |
+//! | its clock is wrong | [`Master::set_clock_rate`] |
 //! | a key is gone | [`Master::lose_key`] |
 //!
 //! # In production
@@ -29,7 +29,7 @@
 //!
 //! - Redlock excludes as long as masters keep their keys until the ttl is over, and clocks run apart by no more than
 //!   the [drift](crate::RedlockBuilder::drift_factor). Masters in memory can be told to break both: after a
-//!   [`restart`](Master::restart) within the ttl, or with [`run_clock(2.0)`](Master::run_clock), there can be two
+//!   [`restart`](Master::restart) within the ttl, or with [`set_clock_rate(2.0)`](Master::set_clock_rate), there can be two
 //!   holders. The simulation in the tests of this crate finds both cases, and none without.
 //! - Their connections open themselves again. How the crate opens and closes its own, be it over TCP or TLS, is not
 //!   tested by them.

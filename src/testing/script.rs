@@ -17,9 +17,15 @@ pub(super) enum Script {
 /// Every script by its hash.
 static SCRIPTS: LazyLock<[(String, Script); 3]> = LazyLock::new(|| {
     [
-        (include_str!("../master/extend.lua"), Script::Extend),
-        (include_str!("../master/release.lua"), Script::Release),
-        (include_str!("../master/inspect.lua"), Script::Inspect),
+        (include_str!("../master/scripts/extend.lua"), Script::Extend),
+        (
+            include_str!("../master/scripts/release.lua"),
+            Script::Release,
+        ),
+        (
+            include_str!("../master/scripts/inspect.lua"),
+            Script::Inspect,
+        ),
     ]
     .map(|(text, script)| (Lua::new(text).get_hash().to_owned(), script))
 });
@@ -52,11 +58,7 @@ impl Script {
                 };
                 let millis = integer(ttl).unwrap_or_default();
                 if is_ours(store) {
-                    let shortens = millis <= store.time_left(key);
-                    #[cfg(test)]
-                    let shortens =
-                        shortens && !crate::simulation::Rule::ExtensionsNeverShorten.is_broken();
-                    if !shortens {
+                    if millis > store.time_left(key) {
                         store.expire(key, millis);
                     }
                     Reply::Int(1)

@@ -47,8 +47,7 @@ impl Store {
     }
 
     /// When a key expires on the master's clock, from now on; `None` without a key, or if it never does.
-    #[cfg(test)]
-    pub(super) fn left(&self, key: &[u8]) -> Option<Duration> {
+    pub(super) fn expires_in(&self, key: &[u8]) -> Option<Duration> {
         let expires = self.keys.get(key)?.expires?;
         Some(expires - self.now)
     }

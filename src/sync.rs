@@ -1,21 +1,27 @@
-//! A value that tasks wait for to change, woken in the order in which they came.
-//!
-//! `tokio::sync::watch` wakes them in a random order. Requests that waited for a connection would then be handed
-//! over out of turn, and no simulation would take the same course twice.
+//! Mutexes that no panic poisons, and a value that tasks wait for to change.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-pub(super) struct Watched<T> {
+/// Takes a mutex, also after a panic of its last holder. No code of this crate leaves a half-changed value behind.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A value that tasks wait for to change. Wakes the tasks in the order in which they came.
+///
+/// `tokio::sync::watch` wakes them in a random order. Requests that waited for a connection would then be sent out of
+/// turn, and a simulation would not take the same course twice.
+pub(crate) struct FairWatch<T> {
     value: Mutex<T>,
     changed: Notify,
     watchers: AtomicUsize,
 }
 
-impl<T> Watched<T> {
-    pub(super) fn new(value: T) -> Self {
+impl<T> FairWatch<T> {
+    pub(crate) fn new(value: T) -> Self {
         Self {
             value: Mutex::new(value),
             changed: Notify::new(),
@@ -23,12 +29,12 @@ impl<T> Watched<T> {
         }
     }
 
-    pub(super) fn borrow(&self) -> MutexGuard<'_, T> {
-        self.value.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn borrow(&self) -> MutexGuard<'_, T> {
+        lock(&self.value)
     }
 
     /// Sets another value, if it says so by `true`, and tells those who wait.
-    pub(super) fn modify(&self, modify: impl FnOnce(&mut T) -> bool) -> bool {
+    pub(crate) fn modify(&self, modify: impl FnOnce(&mut T) -> bool) -> bool {
         let modified = modify(&mut self.borrow());
         if modified {
             self.changed.notify_waiters();
@@ -36,7 +42,7 @@ impl<T> Watched<T> {
         modified
     }
 
-    pub(super) fn set(&self, value: T) {
+    pub(crate) fn set(&self, value: T) {
         self.modify(|old| {
             *old = value;
             true
@@ -45,7 +51,7 @@ impl<T> Watched<T> {
 
     /// Waits until a look, now or after any change, gives a result. `before` comes before every look, which sees
     /// what that has changed: it wakes others, but not this one.
-    pub(super) async fn wait_for<R>(&self, before: impl Fn(), look: impl Fn(&T) -> Option<R>) -> R {
+    pub(crate) async fn wait_for<R>(&self, before: impl Fn(), look: impl Fn(&T) -> Option<R>) -> R {
         let _watcher = Watcher::new(&self.watchers);
         loop {
             before();
@@ -59,7 +65,7 @@ impl<T> Watched<T> {
         }
     }
 
-    pub(super) fn is_watched(&self) -> bool {
+    pub(crate) fn is_watched(&self) -> bool {
         self.watchers.load(Ordering::Relaxed) > 0
     }
 }
@@ -91,7 +97,7 @@ mod tests {
     /// Else it would never rest where what it begins ends at once, as tasks do on a runtime that shuts down.
     #[test]
     fn nobody_wakes_himself() {
-        let (watched, looks) = (Watched::new(0), Cell::new(0));
+        let (watched, looks) = (FairWatch::new(0), Cell::new(0));
         let look = |_: &i32| {
             looks.set(looks.get() + 1);
             None::<()>
@@ -104,7 +110,7 @@ mod tests {
 
     #[tokio::test]
     async fn those_who_wait_are_woken_in_the_order_in_which_they_came() {
-        let (watched, woken) = (Watched::new(false), RefCell::new(Vec::new()));
+        let (watched, woken) = (FairWatch::new(false), RefCell::new(Vec::new()));
         let waits = (0..20).map(async |place| {
             let set = |set: &bool| set.then_some(());
             watched.wait_for(|| (), set).await;

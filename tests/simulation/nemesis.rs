@@ -7,18 +7,18 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::history::{FASTEST, History};
-use crate::testing::{Fault, Master, Masters};
+use crate::history::{FASTEST, History};
+use tokio_redlock::testing::{Fault, Master, Masters};
 
 /// No master hangs for longer at a time.
-pub(super) const LONGEST_HANG: Duration = Duration::from_millis(1_500);
+pub(crate) const LONGEST_HANG: Duration = Duration::from_millis(1_500);
 
 /// The slowest that a master's clock runs within the assumptions.
-pub(super) const SLOWEST: f64 = 0.99;
+pub(crate) const SLOWEST: f64 = 0.99;
 
 /// Which faults there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Climate {
+pub(crate) enum FaultModel {
     /// Those under which Redlock promises exclusion: clocks within the drift factor, and whoever forgets its keys
     /// stays away for longer than the longest ttl.
     Assumed,
@@ -29,8 +29,8 @@ pub(super) enum Climate {
 }
 
 /// A random schedule of faults.
-pub(super) struct Weather {
-    climate: Climate,
+pub(crate) struct Nemesis {
+    model: FaultModel,
     masters: Masters,
     history: History,
     rng: StdRng,
@@ -40,16 +40,16 @@ pub(super) struct Weather {
     hung_until: Vec<Option<Instant>>,
 }
 
-impl Weather {
-    pub(super) fn new(
-        climate: Climate,
+impl Nemesis {
+    pub(crate) fn new(
+        model: FaultModel,
         masters: &Masters,
         history: &History,
         seed: u64,
         longest_ttl: Duration,
     ) -> Self {
         Self {
-            climate,
+            model,
             masters: masters.clone(),
             history: history.clone(),
             rng: StdRng::seed_from_u64(seed),
@@ -60,16 +60,16 @@ impl Weather {
     }
 
     /// Rages for a while, then all is well again.
-    pub(super) async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         let fair_from = Instant::now() + self.millis(500..4_000);
         while Instant::now() < fair_from {
-            self.strike();
+            self.inject_one();
             let pause = self.millis(0..250);
             sleep(pause).await;
             self.bring_back();
         }
         for master in self.masters.iter() {
-            master.heal();
+            master.clear_faults();
             master.resume();
         }
         for (master, away_until) in self.masters.iter().zip(self.away_until) {
@@ -82,19 +82,19 @@ impl Weather {
     }
 
     /// One master meets one fault.
-    fn strike(&mut self) {
+    fn inject_one(&mut self) {
         let place = self.rng.random_range(0..self.masters.len());
         let master = self.masters[place].clone();
         let what = match self.rng.random_range(0..8) {
             0 | 1 => self.slow(&master),
             2 => self.hang(place, &master),
             3 => self.stop(place, &master),
-            4 => self.run_clock(&master),
+            4 => self.set_clock_rate(&master),
             5 => {
-                master.heal();
+                master.clear_faults();
                 "is well".to_owned()
             }
-            _ => self.meet(&master),
+            _ => self.fault(&master),
         };
         let noted = || format!("master {place} {what}");
         self.history.note(|counts| counts.faults += 1, noted);
@@ -121,7 +121,7 @@ impl Weather {
     }
 
     fn stop(&mut self, place: usize, master: &Master) -> String {
-        if self.climate == Climate::Amnesia {
+        if self.model == FaultModel::Amnesia {
             master.restart();
             return "restarts empty".to_owned();
         }
@@ -132,17 +132,17 @@ impl Weather {
         format!("is down for {span:?}")
     }
 
-    fn run_clock(&mut self, master: &Master) -> String {
-        let rates = match self.climate {
-            Climate::FastClock => [2.0, 1.5, 1.0],
+    fn set_clock_rate(&mut self, master: &Master) -> String {
+        let rates = match self.model {
+            FaultModel::FastClock => [2.0, 1.5, 1.0],
             _ => [FASTEST, 1.0, SLOWEST],
         };
         let rate = *self.pick(&rates);
-        master.run_clock(rate);
+        master.set_clock_rate(rate);
         format!("runs its clock at {rate}")
     }
 
-    fn meet(&mut self, master: &Master) -> String {
+    fn fault(&mut self, master: &Master) -> String {
         let faults = [
             Fault::LoseRequest,
             Fault::LoseAnswer,
@@ -153,7 +153,7 @@ impl Weather {
         let times = self.rng.random_range(1..4);
         let what = format!("is to meet {times} times {fault:?}");
         for _ in 0..times {
-            master.meet(fault.clone());
+            master.inject(fault.clone());
         }
         what
     }

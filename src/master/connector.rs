@@ -11,11 +11,11 @@ use redis::{
 };
 use tokio::sync::Semaphore;
 
+use super::connection::{Given, Unwanted, Wire};
 use super::request::scripts;
 use super::unclosed::{Identity, Unclosed};
-use super::wire::{Given, Unwanted, Wire};
+use crate::address::Address;
 use crate::engine::Engine;
-use crate::error::Address;
 
 /// An idle connection is probed after so long: below the five minutes after which common firewalls forget it.
 const KEEPALIVE: Duration = Duration::from_secs(60);

@@ -1,24 +1,25 @@
 //! The connection to one master: opened when first needed, shared by all requests, replaced when it breaks or
 //! hangs, and never waited for longer than a request may take.
 
-mod mender;
+mod reconnector;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use redis::{Cmd, Value as Reply};
 use tokio::time::{Instant, sleep, timeout};
 
-use self::mender::{Mender, Prober};
-use super::source::{Source, close, prepare};
+use self::reconnector::{Mender, Prober};
+use super::connection::{Fault, Unwanted, Wire};
+use super::connector::{Source, close, prepare};
 use super::unclosed::Unclosed;
-use super::watched::Watched;
-use super::wire::{Fault, Unwanted, Wire};
+use crate::address::Address;
 use crate::engine::Engine;
-use crate::error::{Address, MasterError};
+use crate::sync::{FairWatch, lock};
+use crate::vote::MasterError;
 
 /// A master that has left everything unanswered for this long is asked for a sign of life.
 const SILENCE: Duration = Duration::from_millis(300);
@@ -43,7 +44,7 @@ pub(crate) struct Link {
     engine: Weak<Engine>,
     /// How long an attempt to connect may take.
     timeout: Duration,
-    state: Watched<State>,
+    state: FairWatch<State>,
     /// The connections so far that may still be open at the master's end, the current one included.
     unclosed: Mutex<Unclosed>,
     /// The latest connection, other than the current one, that the master may still have open; 0: none. Set before the
@@ -111,7 +112,7 @@ impl Link {
             source,
             engine,
             timeout: timeout.clamp(CONNECT_TIMEOUT, LONGEST_CONNECT_TIMEOUT),
-            state: Watched::new(State::Idle),
+            state: FairWatch::new(State::Idle),
             unclosed: Mutex::new(Unclosed::default()),
             latest_unclosed: AtomicU64::new(0),
             serials: AtomicU64::new(0),
@@ -365,8 +366,4 @@ impl Link {
 
 fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

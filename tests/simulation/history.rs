@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::LockGuard;
-use crate::testing::Masters;
+use tokio_redlock::LockGuard;
+use tokio_redlock::testing::{Master, Masters};
 
 /// The fastest that a master's clock runs within the assumptions: the default drift factor.
-pub(super) const FASTEST: f64 = 1.01;
+pub(crate) const FASTEST: f64 = 1.01;
 
 /// What all clients and the faults write into.
 #[derive(Clone)]
-pub(super) struct History(Arc<Mutex<Inner>>);
+pub(crate) struct History(Arc<Mutex<Inner>>);
 
 struct Inner {
     start: Instant,
@@ -34,19 +34,19 @@ struct Holder {
 
 /// How much has happened, so that a simulation in which nothing does is noticed.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counts {
-    pub(super) granted: u64,
-    pub(super) denied: u64,
-    pub(super) extended: u64,
-    pub(super) lost: u64,
-    pub(super) leaked: u64,
-    pub(super) cancelled: u64,
-    pub(super) faults: u64,
+pub(crate) struct Counts {
+    pub(crate) granted: u64,
+    pub(crate) denied: u64,
+    pub(crate) extended: u64,
+    pub(crate) lost: u64,
+    pub(crate) leaked: u64,
+    pub(crate) cancelled: u64,
+    pub(crate) faults: u64,
 }
 
 impl History {
     /// Begins now. Only a detailed one keeps what it will print.
-    pub(super) fn new(masters: &Masters, detailed: bool) -> Self {
+    pub(crate) fn new(masters: &Masters, detailed: bool) -> Self {
         Self(Arc::new(Mutex::new(Inner {
             start: Instant::now(),
             masters: masters.clone(),
@@ -58,14 +58,14 @@ impl History {
         })))
     }
 
-    pub(super) fn note(&self, count: impl FnOnce(&mut Counts), event: impl FnOnce() -> String) {
+    pub(crate) fn note(&self, count: impl FnOnce(&mut Counts), event: impl FnOnce() -> String) {
         let mut inner = self.lock();
         count(&mut inner.counts);
         inner.note(event);
     }
 
     /// A lock is granted: nobody else may hold it, and the masters must give as much.
-    pub(super) fn granted(&self, client: usize, guard: &Arc<LockGuard>) {
+    pub(crate) fn granted(&self, client: usize, guard: &Arc<LockGuard>) {
         let mut inner = self.lock();
         inner.counts.granted += 1;
         inner.note(|| format!("{client} granted {guard:?}"));
@@ -76,7 +76,7 @@ impl History {
     }
 
     /// A lock is extended that had been good until then, if only this extends it.
-    pub(super) fn extended(
+    pub(crate) fn extended(
         &self,
         client: usize,
         guard: &Arc<LockGuard>,
@@ -93,27 +93,27 @@ impl History {
     }
 
     /// A client gives its lock up, or has found it lost.
-    pub(super) fn ended(&self, client: usize, guard: &Arc<LockGuard>, how: &str) {
+    pub(crate) fn ended(&self, client: usize, guard: &Arc<LockGuard>, how: &str) {
         let mut inner = self.lock();
         inner.note(|| format!("{client} {how} {guard:?}"));
         let ended = Arc::downgrade(guard);
         inner.holders.retain(|holder| !holder.guard.ptr_eq(&ended));
     }
 
-    pub(super) fn violate(&self, what: &str) {
+    pub(crate) fn violate(&self, what: &str) {
         self.lock().violate(what);
     }
 
-    pub(super) fn violation(&self) -> Option<String> {
+    pub(crate) fn violation(&self) -> Option<String> {
         self.lock().violation.clone()
     }
 
-    pub(super) fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> Counts {
         self.lock().counts
     }
 
     /// All that happened, one event a line.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let inner = self.lock();
         inner.events.iter().fold(String::new(), |mut text, event| {
             let (at, event) = event;
@@ -161,7 +161,7 @@ impl Inner {
         let (resource, value) = (guard.resource(), guard.value().as_bytes());
         let masters = self.masters.iter();
         let mut given: Vec<_> = masters
-            .map(|master| master.gives(resource, value, FASTEST))
+            .map(|master| lifetime(master, resource, value))
             .collect();
         given.sort_unstable();
         // The quorum-th from above.
@@ -173,6 +173,15 @@ impl Inner {
             ));
         }
     }
+}
+
+/// How long a key lives at least from now on, if it has that value: no clock runs faster than the fastest.
+fn lifetime(master: &Master, key: &[u8], value: &[u8]) -> Duration {
+    if master.value(key).as_deref() != Some(value) {
+        return Duration::ZERO;
+    }
+    let left = master.expires_in(key).unwrap_or_default();
+    left.div_f64(FASTEST)
 }
 
 impl std::ops::AddAssign for Counts {

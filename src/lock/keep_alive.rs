@@ -7,8 +7,8 @@ use std::time::Duration;
 use rand::RngExt;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::claim::Claim;
-use crate::error::{ExtendError, Loss, name};
+use crate::error::{ExtendError, LossReason, name};
+use crate::lock::claim::Claim;
 use crate::random::Random;
 
 /// The longest pause between two attempts at a renewal that has failed.
@@ -47,7 +47,7 @@ impl KeepAlive {
     }
 
     /// At most for so long after the lock was asked for; then it is lost, by
-    /// [`Loss::LifetimeReached`](crate::Loss::LifetimeReached). Defaults to no limit.
+    /// [`LossReason::LifetimeReached`](crate::LossReason::LifetimeReached). Defaults to no limit.
     ///
     /// For work that might hang: without a limit it would keep everybody else out for ever.
     #[must_use]
@@ -70,7 +70,7 @@ pub(crate) async fn renew(claim: Arc<Claim>, ttl: Duration) {
         due += spread(interval, claim.random());
         tokio::select! {
             biased;
-            loss = claim.lost() => return warn_lost(&claim, loss),
+            reason = claim.lost() => return warn_lost(&claim, reason),
             () = sleep_until(due) => {}
         }
         loop {
@@ -82,7 +82,7 @@ pub(crate) async fn renew(claim: Arc<Claim>, ttl: Duration) {
                     let pause = (interval / 10).min(LONGEST_PAUSE);
                     sleep(spread(pause, claim.random())).await;
                 }
-                Err(ExtendError::Lost { loss, .. }) => return warn_lost(&claim, loss),
+                Err(ExtendError::Lost { reason, .. }) => return warn_lost(&claim, reason),
                 // It was good when the lock was taken.
                 Err(ExtendError::Ttl(_)) => return,
             }
@@ -90,9 +90,9 @@ pub(crate) async fn renew(claim: Arc<Claim>, ttl: Duration) {
     }
 }
 
-fn warn_lost(claim: &Claim, loss: Loss) {
+fn warn_lost(claim: &Claim, reason: LossReason) {
     let resource = name(claim.resource());
-    tracing::warn!(resource, %loss, "a lock that was kept alive is lost");
+    tracing::warn!(resource, %reason, "a lock that was kept alive is lost");
 }
 
 /// A random time around the given one, so that many locks taken at once are not renewed at once for ever. Never

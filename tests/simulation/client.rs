@@ -10,20 +10,20 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::{Instant, sleep};
 
-use super::history::History;
-use crate::{ExtendError, Handover, KeepAlive, LockGuard, Redlock, RetryPolicy};
+use crate::history::History;
+use tokio_redlock::{ExtendError, Handover, KeepAlive, LockGuard, Redlock, RetryPolicy};
 
 /// A random program over one client of the locks.
-pub(super) struct Client {
-    pub(super) name: usize,
-    pub(super) dlm: Redlock,
-    pub(super) history: History,
-    pub(super) rng: StdRng,
-    pub(super) longest_ttl: Duration,
+pub(crate) struct Client {
+    pub(crate) name: usize,
+    pub(crate) dlm: Redlock,
+    pub(crate) history: History,
+    pub(crate) rng: StdRng,
+    pub(crate) longest_ttl: Duration,
 }
 
 impl Client {
-    pub(super) fn new(
+    pub(crate) fn new(
         name: usize,
         dlm: Redlock,
         history: &History,
@@ -40,7 +40,7 @@ impl Client {
     }
 
     /// Locks, works, lets go, a few times.
-    pub(super) async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         for _ in 0..self.rng.random_range(2..6) {
             self.pause(80).await;
             if let Some((guard, kept_alive)) = self.lock().await {

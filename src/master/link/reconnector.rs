@@ -13,8 +13,8 @@ use redis::{Cmd, RedisError};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Link, Live, MIN_PAUSE, SILENCE, State};
-use crate::error::MasterError;
-use crate::master::wire::{Fault, Unwanted};
+use crate::master::connection::{Fault, Unwanted};
+use crate::vote::MasterError;
 
 /// At most this long, so that a master that comes back votes within half a second.
 const MAX_PAUSE: Duration = Duration::from_millis(250);

@@ -9,12 +9,16 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{AbortHandle, abortable};
-use tracing::{Instrument, field::Empty};
+use tracing::Instrument;
 
-use crate::claim::Claim;
-use crate::error::{Ballots, ExtendError, Loss, Lost, ReleaseError, Vote, name};
-use crate::keep_alive;
+use crate::error::{ExtendError, LossReason, LostError, ReleaseError, name};
+use crate::lock::claim::Claim;
+use crate::lock::handover::Handover;
+use crate::lock::keep_alive;
+use crate::masters::is_quorum;
+use crate::observe::Operation;
 use crate::release::Release;
+use crate::vote::Ballots;
 
 /// A lock that is held. Dropped, it is released in the background.
 ///
@@ -94,7 +98,7 @@ impl LockGuard {
     /// That is the ttl, less the time since before the masters were asked, less the drift. The clock it goes by
     /// counts the time that the machine was suspended.
     pub fn validity(&self) -> Duration {
-        self.claim.standing().unwrap_or_default()
+        self.claim.remaining().unwrap_or_default()
     }
 
     /// Whether the lock can be trusted at this moment.
@@ -133,35 +137,16 @@ impl LockGuard {
     /// # }
     /// ```
     pub async fn extend(&self, ttl: Duration) -> Result<(), ExtendError> {
-        let span = tracing::debug_span!(
-            "extend",
-            resource = name(self.resource()),
-            ?ttl,
-            elapsed = Empty,
-            outcome = Empty
-        );
-        let started = tokio::time::Instant::now();
+        let operation = Operation::extend(self.resource(), ttl);
         let claim = Arc::clone(&self.claim);
         let extending = async move { claim.extend(ttl).await };
-        let extended = self.claim.engine().run(extending.instrument(span.clone()));
+        let extending = extending.instrument(operation.span().clone());
+        let extended = self.claim.engine().run(extending);
         let result = match extended.await {
             Ok(extended) => extended.and_then(|extended| self.claim.confirm(&extended)),
             Err(stopped) => Err(self.claim.not_extended(&stopped)),
         };
-        span.record("elapsed", tracing::field::debug(started.elapsed()));
-        span.record(
-            "outcome",
-            match &result {
-                Ok(()) => "extended",
-                Err(ExtendError::Ttl(_)) => "bad ttl",
-                Err(ExtendError::Lost {
-                    loss: Loss::Expired,
-                    ..
-                }) => "expired",
-                Err(ExtendError::Lost { .. }) => "lost",
-                Err(ExtendError::Unconfirmed { .. }) => "unconfirmed",
-            },
-        );
+        operation.ended(&result);
         result
     }
 
@@ -189,35 +174,21 @@ impl LockGuard {
     /// # }
     /// ```
     pub async fn release(self) -> Result<(), ReleaseError> {
-        let span = tracing::debug_span!(
-            "release",
-            resource = name(self.resource()),
-            elapsed = Empty,
-            outcome = Empty
-        );
-        let started = tokio::time::Instant::now();
-        let released = match span.in_scope(|| self.let_go()) {
+        let operation = Operation::release(self.resource());
+        let released = match operation.span().in_scope(|| self.let_go()) {
             Some(release) => release.decided().await,
             None if self.claim.is_forked() => Err(Ballots::default()),
             None => Ok(()),
         };
-        span.record("elapsed", tracing::field::debug(started.elapsed()));
         let result = released.map_err(|ballots| {
             let resource = name(self.resource());
-            if ballots.is_quorum(|vote| !matches!(vote, Vote::Refused)) {
+            if is_quorum(&ballots, |vote| !vote.is_denied()) {
                 ReleaseError::Unconfirmed { resource, ballots }
             } else {
                 ReleaseError::NotHeld { resource, ballots }
             }
         });
-        span.record(
-            "outcome",
-            match &result {
-                Ok(()) => "released",
-                Err(ReleaseError::NotHeld { .. }) => "not held",
-                Err(ReleaseError::Unconfirmed { .. }) => "unconfirmed",
-            },
-        );
+        operation.ended(&result);
         result
     }
 
@@ -250,20 +221,20 @@ impl LockGuard {
     /// # async fn example(guard: LockGuard) {
     /// tokio::select! {
     ///     biased;
-    ///     loss = guard.lost() => eprintln!("leads no more: {loss}"),
+    ///     reason = guard.lost() => eprintln!("leads no more: {reason}"),
     ///     () = lead() => {}
     /// }
     /// # }
     /// ```
-    pub async fn lost(&self) -> Loss {
-        if let Err(loss) = self.claim.standing() {
+    pub async fn lost(&self) -> LossReason {
+        if let Err(loss) = self.claim.remaining() {
             return loss;
         }
         let claim = Arc::clone(&self.claim);
         let lost = self.claim.engine().run(async move { claim.lost().await });
         // Nothing can extend a lock whose client has ended, or wake those who wait for the end of its validity.
         let lost = lost.await;
-        lost.unwrap_or_else(|_| self.claim.lose(Loss::ClientEnded))
+        lost.unwrap_or_else(|_| self.claim.lose(LossReason::ClientEnded))
     }
 
     /// Drives a future for as long as the lock is good.
@@ -273,7 +244,7 @@ impl LockGuard {
     ///
     /// # Errors
     ///
-    /// [`Lost`]: the lock was lost first, and the future is dropped where it stood.
+    /// [`LostError`]: the lock was lost first, and the future is dropped where it stood.
     ///
     /// # Cancel safety
     ///
@@ -282,19 +253,19 @@ impl LockGuard {
     /// # Examples
     ///
     /// ```no_run
-    /// # use tokio_redlock::{LockGuard, Lost};
+    /// # use tokio_redlock::{LockGuard, LostError};
     /// # async fn import() -> u64 { 0 }
-    /// # async fn example(guard: LockGuard) -> Result<(), Lost> {
+    /// # async fn example(guard: LockGuard) -> Result<(), LostError> {
     /// let rows = guard.run(import()).await?;
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, Lost> {
+    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, LostError> {
         let mut lost = pin!(self.lost());
         let mut work = pin!(work);
         let ended = poll_fn(|cx| {
             // The clock itself, since a waiting task is told of a deadline only by its timer.
-            let loss = match self.claim.standing() {
+            let loss = match self.claim.remaining() {
                 Err(loss) => Poll::Ready(loss),
                 Ok(_) => lost.as_mut().poll(cx),
             };
@@ -304,9 +275,9 @@ impl LockGuard {
             }
         });
         let resource = || name(self.resource());
-        ended.await.map_err(|loss| Lost {
+        ended.await.map_err(|reason| LostError {
             resource: resource(),
-            loss,
+            reason,
         })
     }
 
@@ -340,40 +311,6 @@ impl LockGuard {
 impl Drop for LockGuard {
     fn drop(&mut self) {
         drop(self.let_go());
-    }
-}
-
-/// A lock on its way to another process, without a guard: what [`LockGuard::leak`] leaves and
-/// [`Redlock::adopt`](crate::Redlock::adopt) takes.
-///
-/// # Examples
-///
-/// ```
-/// use std::time::Duration;
-/// use tokio_redlock::Handover;
-///
-/// // As received from the other process.
-/// let handover = Handover::new("import", "9f0c1b", Duration::from_secs(8));
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Handover {
-    /// What is locked, without the key prefix.
-    pub resource: Vec<u8>,
-    /// The random value that marks the lock on the masters.
-    pub value: String,
-    /// How long the lock can be trusted. Take off what the way to the other process takes.
-    pub validity: Duration,
-}
-
-impl Handover {
-    /// What was received from the other process.
-    pub fn new(resource: impl Into<Vec<u8>>, value: impl Into<String>, validity: Duration) -> Self {
-        Self {
-            resource: resource.into(),
-            value: value.into(),
-            validity,
-        }
     }
 }
 

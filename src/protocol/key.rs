@@ -38,4 +38,14 @@ mod tests {
         assert_eq!(key.resource(), b"a\xff");
         assert_eq!(Key::new(b"", b"").resource(), b"");
     }
+
+    proptest::proptest! {
+        /// Any bytes are a resource.
+        #[test]
+        fn resources_are_bytes(prefix: Vec<u8>, resource: Vec<u8>) {
+            let key = Key::new(&prefix, &resource);
+            assert_eq!(key.resource(), resource);
+            assert_eq!(key.as_bytes().strip_prefix(&prefix[..]), Some(&resource[..]));
+        }
+    }
 }

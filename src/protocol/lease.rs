@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::clock::Moment;
-use crate::error::Loss;
+use crate::error::LossReason;
 
 /// What is granted until when. Once lost it stays lost, whatever is said later.
 #[derive(Debug)]
@@ -12,7 +12,7 @@ pub(crate) struct Lease {
     valid_until: Moment,
     /// When the longest lifetime is over.
     ends: Option<Moment>,
-    loss: Option<Loss>,
+    loss: Option<LossReason>,
 }
 
 impl Lease {
@@ -35,7 +35,7 @@ impl Lease {
     }
 
     /// How long it is still good, or how it was lost.
-    pub(crate) fn standing(&mut self, now: Moment) -> Result<Duration, Loss> {
+    pub(crate) fn remaining(&mut self, now: Moment) -> Result<Duration, LossReason> {
         if let Some(loss) = self.loss {
             return Err(loss);
         }
@@ -45,40 +45,33 @@ impl Lease {
             return Ok(left);
         }
         let loss = if ends.is_some() {
-            Loss::LifetimeReached
+            LossReason::LifetimeReached
         } else {
-            Loss::Expired
+            LossReason::Expired
         };
         self.loss = Some(loss);
         Err(loss)
     }
 
     /// Moves the end of the validity, never back; only while it is still good.
-    pub(crate) fn extend(&mut self, now: Moment, valid_until: Moment) -> Result<(), Loss> {
-        let standing = self.standing(now);
-        #[cfg(test)]
-        if crate::simulation::Rule::LateExtensionsDoNotCount.is_broken() {
-            self.loss = None;
-            self.valid_until = valid_until;
-            return Ok(());
-        }
-        standing?;
+    pub(crate) fn extend(&mut self, now: Moment, valid_until: Moment) -> Result<(), LossReason> {
+        self.remaining(now)?;
         self.valid_until = self.valid_until.max(valid_until);
         Ok(())
     }
 
     /// Sets the end of the validity to what the masters have just confirmed, whatever was said of it before; only
     /// while it is still good.
-    pub(crate) fn adopt(&mut self, now: Moment, valid_until: Moment) -> Result<(), Loss> {
-        self.standing(now)?;
+    pub(crate) fn adopt(&mut self, now: Moment, valid_until: Moment) -> Result<(), LossReason> {
+        self.remaining(now)?;
         self.valid_until = valid_until;
-        self.standing(now).map(drop)
+        self.remaining(now).map(drop)
     }
 
     /// A quorum says that the lock is not ours any more.
-    pub(crate) fn lose(&mut self, now: Moment, loss: Loss) {
-        if self.standing(now).is_ok() {
-            self.loss = Some(loss);
+    pub(crate) fn lose(&mut self, now: Moment, reason: LossReason) {
+        if self.remaining(now).is_ok() {
+            self.loss = Some(reason);
         }
     }
 }
@@ -100,52 +93,55 @@ mod tests {
     #[test]
     fn good_until_the_very_moment_and_never_again() {
         let mut lease = granted(100);
-        assert_eq!(lease.standing(at(99)), Ok(Duration::from_nanos(1)));
-        assert_eq!(lease.standing(at(100)), Err(Loss::Expired));
-        assert_eq!(lease.extend(at(50), at(500)), Err(Loss::Expired));
-        assert_eq!(lease.standing(at(50)), Err(Loss::Expired));
+        assert_eq!(lease.remaining(at(99)), Ok(Duration::from_nanos(1)));
+        assert_eq!(lease.remaining(at(100)), Err(LossReason::Expired));
+        assert_eq!(lease.extend(at(50), at(500)), Err(LossReason::Expired));
+        assert_eq!(lease.remaining(at(50)), Err(LossReason::Expired));
     }
 
     #[test]
     fn what_was_not_granted_is_not_good() {
-        assert_eq!(Lease::new().standing(at(0)), Err(Loss::Expired));
+        assert_eq!(Lease::new().remaining(at(0)), Err(LossReason::Expired));
     }
 
     #[test]
     fn an_extension_lengthens_and_never_shortens() {
         let mut lease = granted(100);
         assert_eq!(lease.extend(at(10), at(50)), Ok(()));
-        assert_eq!(lease.standing(at(10)), Ok(Duration::from_nanos(90)));
+        assert_eq!(lease.remaining(at(10)), Ok(Duration::from_nanos(90)));
         assert_eq!(lease.extend(at(99), at(200)), Ok(()));
-        assert_eq!(lease.standing(at(150)), Ok(Duration::from_nanos(50)));
+        assert_eq!(lease.remaining(at(150)), Ok(Duration::from_nanos(50)));
     }
 
     #[test]
     fn a_late_extension_does_not_count() {
-        assert_eq!(granted(100).extend(at(100), at(200)), Err(Loss::Expired));
+        assert_eq!(
+            granted(100).extend(at(100), at(200)),
+            Err(LossReason::Expired)
+        );
     }
 
     #[test]
     fn the_first_reason_stands() {
         let mut lease = granted(100);
-        lease.lose(at(10), Loss::Taken);
-        assert_eq!(lease.standing(at(10)), Err(Loss::Taken));
-        assert_eq!(lease.standing(at(1_000)), Err(Loss::Taken));
+        lease.lose(at(10), LossReason::Taken);
+        assert_eq!(lease.remaining(at(10)), Err(LossReason::Taken));
+        assert_eq!(lease.remaining(at(1_000)), Err(LossReason::Taken));
         let mut expired = granted(100);
-        expired.lose(at(200), Loss::Taken);
-        assert_eq!(expired.standing(at(200)), Err(Loss::Expired));
+        expired.lose(at(200), LossReason::Taken);
+        assert_eq!(expired.remaining(at(200)), Err(LossReason::Expired));
     }
 
     #[test]
     fn a_lifetime_ends_it_however_long_the_validity() {
         let mut lease = granted(100);
         lease.end_at(at(150));
-        assert_eq!(lease.standing(at(99)), Ok(Duration::from_nanos(1)));
+        assert_eq!(lease.remaining(at(99)), Ok(Duration::from_nanos(1)));
         assert_eq!(lease.extend(at(99), at(400)), Ok(()));
-        assert_eq!(lease.standing(at(149)), Ok(Duration::from_nanos(1)));
-        assert_eq!(lease.standing(at(150)), Err(Loss::LifetimeReached));
+        assert_eq!(lease.remaining(at(149)), Ok(Duration::from_nanos(1)));
+        assert_eq!(lease.remaining(at(150)), Err(LossReason::LifetimeReached));
         let mut short = granted(100);
         short.end_at(at(150));
-        assert_eq!(short.standing(at(160)), Err(Loss::Expired));
+        assert_eq!(short.remaining(at(160)), Err(LossReason::Expired));
     }
 }

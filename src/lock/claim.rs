@@ -11,20 +11,19 @@ use tokio::time::timeout;
 
 use crate::clock::Moment;
 use crate::engine::{Engine, Stopped};
-use crate::error::{Ballots, ExtendError, Loss, MasterError, Vote, name};
+use crate::error::{ExtendError, LossReason, name};
 use crate::inner::{Core, Inner};
-use crate::key::Key;
-use crate::lease::Lease;
 use crate::master::Request;
-use crate::masters::Round;
+use crate::masters::{Round, is_quorum};
 use crate::permit::{Deletes, DirtyMasters};
-use crate::quorum::Verdict;
+use crate::protocol::key::Key;
+use crate::protocol::lease::Lease;
+use crate::protocol::quorum::Outcome;
+use crate::protocol::validity::Ttl;
+use crate::protocol::value::Value;
 use crate::random::Random;
 use crate::release::{Deletion, Release};
-#[cfg(test)]
-use crate::simulation::Rule;
-use crate::validity::Ttl;
-use crate::value::Value;
+use crate::vote::{Ballots, MasterError, Vote};
 
 /// Timers stop while the machine is suspended, the clock does not: whoever waits for a deadline looks at least
 /// this often.
@@ -109,35 +108,35 @@ impl Claim {
     }
 
     /// How long the claim is good from now on, or how it was lost.
-    pub(crate) fn standing(&self) -> Result<Duration, Loss> {
+    pub(crate) fn remaining(&self) -> Result<Duration, LossReason> {
         // Before the lock, which a thread of the parent may have taken.
         if self.is_forked() {
-            return Err(Loss::ClientEnded);
+            return Err(LossReason::ClientEnded);
         }
         let mut lease = self.lease();
         if self.core.engine.has_ended() {
-            lease.lose(self.now(), Loss::ClientEnded);
+            lease.lose(self.now(), LossReason::ClientEnded);
         }
-        lease.standing(self.now())
+        lease.remaining(self.now())
     }
 
     /// Gives the claim up for lost, unless it is lost already; returns how it was lost.
-    pub(crate) fn lose(&self, loss: Loss) -> Loss {
+    pub(crate) fn lose(&self, reason: LossReason) -> LossReason {
         if self.is_forked() {
-            return Loss::ClientEnded;
+            return LossReason::ClientEnded;
         }
-        self.lease().lose(self.now(), loss);
+        self.lease().lose(self.now(), reason);
         self.lost_early.notify_waiters();
-        self.standing().err().unwrap_or(loss)
+        self.remaining().err().unwrap_or(reason)
     }
 
     /// Waits until the claim is lost; at once if it is.
-    pub(crate) async fn lost(&self) -> Loss {
+    pub(crate) async fn lost(&self) -> LossReason {
         loop {
             let mut early = pin!(self.lost_early.notified());
             early.as_mut().enable();
-            match self.standing() {
-                Err(loss) => return loss,
+            match self.remaining() {
+                Err(reason) => return reason,
                 // Woken or not, the clock is asked again.
                 Ok(left) => drop(timeout(left.min(LONGEST_SLEEP), early).await),
             }
@@ -153,14 +152,8 @@ impl Claim {
         let start = self.now();
         let valid_until = ttl.valid_until(start);
         let request = Request::acquire(self.key.as_bytes(), &self.value, ttl);
-        let (verdict, round) = self.ask(&request, ttl, start.until(valid_until)).await;
-        #[cfg(test)]
-        let valid_until = if Rule::ValidityCountsFromBeforeSending.is_broken() {
-            ttl.valid_until(self.now())
-        } else {
-            valid_until
-        };
-        if verdict == Verdict::Carried && self.now() < valid_until {
+        let (outcome, round) = self.ask(&request, ttl, start.until(valid_until)).await;
+        if outcome == Outcome::Quorum && self.now() < valid_until {
             let mut lease = self.lease();
             lease.grant(valid_until);
             if let Some(lifetime) = max_lifetime {
@@ -169,9 +162,9 @@ impl Claim {
             return Ok(round);
         }
         let ballots = round.ballots();
-        let failure = if verdict == Verdict::Carried {
+        let failure = if outcome == Outcome::Quorum {
             Failure::TooLate
-        } else if ballots.is_quorum(|vote| !matches!(vote, Vote::Failed(_))) {
+        } else if is_quorum(&ballots, |vote| !matches!(vote, Vote::Failed(_))) {
             Failure::Taken
         } else {
             Failure::Unreachable
@@ -183,45 +176,35 @@ impl Claim {
     pub(crate) async fn extend(&self, ttl: Duration) -> Result<Extended, ExtendError> {
         let ttl = Ttl::new(ttl, self.inner.drift)?;
         let request = Request::extend(self.key.as_bytes(), &self.value, ttl);
-        self.prolong(ttl, request).await
+        self.renew(ttl, request).await
     }
 
     /// Asks all masters to lengthen a key of another claim, which does not become ours by that alone.
     pub(crate) async fn adopt(&self, ttl: Duration) -> Result<Extended, ExtendError> {
         let ttl = Ttl::new(ttl, self.inner.drift)?;
         let request = Request::adopt(self.key.as_bytes(), &self.value, ttl);
-        self.prolong(ttl, request).await
+        self.renew(ttl, request).await
     }
 
-    async fn prolong(&self, ttl: Ttl, request: Request) -> Result<Extended, ExtendError> {
+    async fn renew(&self, ttl: Ttl, request: Request) -> Result<Extended, ExtendError> {
         let start = self.now();
         let left = self
-            .standing()
-            .map_err(|loss| self.lost_error(loss, Ballots::default()))?;
-        #[cfg(test)]
-        let left = if Rule::LateExtensionsDoNotCount.is_broken() {
-            Duration::MAX
-        } else {
-            left
-        };
-        let (verdict, mut round) = self.ask(&request, ttl, left).await;
-        if verdict == Verdict::Carried {
-            self.leave(round);
+            .remaining()
+            .map_err(|reason| self.lost_error(reason, Ballots::default()))?;
+        let (outcome, mut round) = self.ask(&request, ttl, left).await;
+        if outcome == Outcome::Quorum {
+            self.finish_in_background(round);
             return Ok(Extended {
                 valid_until: ttl.valid_until(start),
             });
         }
         let not_ours = |vote: &Vote| matches!(vote, Vote::Refused | Vote::Recreated);
         let ballots = round
-            .explained(not_ours, left.min(self.inner.request_timeout))
+            .reason_known(not_ours, left.min(self.inner.request_timeout))
             .await;
-        self.leave(round);
-        #[cfg(test)]
-        if Rule::FailedExtensionsReleaseNothing.is_broken() {
-            drop(self.release());
-        }
-        if ballots.is_quorum(not_ours) {
-            self.lose(Loss::Taken);
+        self.finish_in_background(round);
+        if is_quorum(&ballots, not_ours) {
+            self.lose(LossReason::Taken);
         }
         Err(self.extend_error(ballots))
     }
@@ -241,24 +224,24 @@ impl Claim {
     fn count(
         &self,
         extended: &Extended,
-        confirm: fn(&mut Lease, Moment, Moment) -> Result<(), Loss>,
+        confirm: fn(&mut Lease, Moment, Moment) -> Result<(), LossReason>,
     ) -> Result<(), ExtendError> {
         let confirmed = confirm(&mut self.lease(), self.now(), extended.valid_until);
-        confirmed.map_err(|loss| self.lost_error(loss, Ballots::default()))
+        confirmed.map_err(|reason| self.lost_error(reason, Ballots::default()))
     }
 
-    fn lost_error(&self, loss: Loss, ballots: Ballots) -> ExtendError {
+    fn lost_error(&self, reason: LossReason, ballots: Ballots) -> ExtendError {
         ExtendError::Lost {
             resource: name(self.resource()),
-            loss,
+            reason,
             ballots,
         }
     }
 
     /// The error for an extension that failed, by whether the lock is still good.
     fn extend_error(&self, ballots: Ballots) -> ExtendError {
-        match self.standing() {
-            Err(loss) => self.lost_error(loss, ballots),
+        match self.remaining() {
+            Err(reason) => self.lost_error(reason, ballots),
             Ok(_) => ExtendError::Unconfirmed {
                 resource: name(self.resource()),
                 ballots,
@@ -314,16 +297,16 @@ impl Claim {
 
     /// Asks all masters, and waits until the outcome is certain; at most for the request timeout, and no longer
     /// than it is of use.
-    async fn ask(&self, request: &Request, ttl: Ttl, of_use: Duration) -> (Verdict, Round) {
+    async fn ask(&self, request: &Request, ttl: Ttl, useful_for: Duration) -> (Outcome, Round) {
         let patience = self.inner.request_timeout;
         self.longest_ttl.fetch_max(ttl.millis(), Ordering::Relaxed);
         let mut round = self.core.masters.ask(request, &self.dirty, patience);
-        let verdict = round.decided(of_use.min(patience)).await;
-        (verdict, round)
+        let outcome = round.decided(useful_for.min(patience)).await;
+        (outcome, round)
     }
 
     /// Sees to the end of a round whose outcome is known.
-    fn leave(&self, round: Round) {
+    fn finish_in_background(&self, round: Round) {
         if !round.has_ended() {
             self.engine()
                 .spawn(round.finish(self.inner.request_timeout));

@@ -291,10 +291,6 @@ async fn deliver(connection: Arc<dyn Given>, mut requests: mpsc::UnboundedReceiv
 
 /// The value that a request is about.
 fn value(command: &Cmd) -> Option<&[u8]> {
-    #[cfg(test)]
-    if crate::simulation::Rule::DeletesNeverOvertake.is_broken() {
-        return None;
-    }
     let mut arguments = command.args_iter();
     let place = match arguments.next()? {
         // After the key.

@@ -11,10 +11,11 @@
 //! A seed that fails is printed with its history, and `REDLOCK_SEED=n` runs it alone and again.
 //! `REDLOCK_SEEDS=n` runs so many.
 
+#![cfg(feature = "test-util")]
+
 mod client;
 mod history;
-mod rule;
-mod weather;
+mod nemesis;
 
 use std::env;
 use std::sync::Mutex;
@@ -29,10 +30,9 @@ use tokio::time::{sleep, timeout};
 
 use self::client::Client;
 use self::history::{Counts, History};
-pub(crate) use self::rule::Rule;
-use self::weather::{Climate, Weather};
-use crate::Redlock;
-use crate::testing::Masters;
+use self::nemesis::{FaultModel, Nemesis};
+use tokio_redlock::Redlock;
+use tokio_redlock::testing::Masters;
 
 /// As many as CI can run in a minute, and then some.
 const SEEDS: u64 = 10_000;
@@ -47,7 +47,7 @@ struct Outcome {
 }
 
 /// Runs one seed. The same seed takes the same course.
-fn simulate(seed: u64, climate: Climate, detailed: bool) -> Outcome {
+fn simulate(seed: u64, model: FaultModel, detailed: bool) -> Outcome {
     let runtime = runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -60,13 +60,13 @@ fn simulate(seed: u64, climate: Climate, detailed: bool) -> Outcome {
             rng.next_u64(),
         );
         let history = History::new(&masters, detailed);
-        run(&mut rng, climate, &masters, &history).await;
+        run(&mut rng, model, &masters, &history).await;
         let violation = history.violation();
         Outcome { violation, history }
     })
 }
 
-async fn run(rng: &mut StdRng, climate: Climate, masters: &Masters, history: &History) {
+async fn run(rng: &mut StdRng, model: FaultModel, masters: &Masters, history: &History) {
     let longest_ttl = Duration::from_millis([500, 2_000, 10_000][rng.random_range(0..3)]);
     let request_timeout = Duration::from_millis(rng.random_range(20..300));
     let mut programs = Vec::new();
@@ -84,8 +84,8 @@ async fn run(rng: &mut StdRng, climate: Climate, masters: &Masters, history: &Hi
             programs.push(tokio::spawn(client.run()));
         }
     }
-    let weather = Weather::new(climate, masters, history, rng.next_u64(), longest_ttl);
-    weather.run().await;
+    let nemesis = Nemesis::new(model, masters, history, rng.next_u64(), longest_ttl);
+    nemesis.run().await;
     match timeout(FOR_EVER, join_all(programs)).await {
         Ok(ends) if ends.iter().all(Result::is_ok) => {}
         Ok(_) => return history.violate("a client panicked"),
@@ -97,10 +97,10 @@ async fn run(rng: &mut StdRng, climate: Climate, masters: &Masters, history: &Hi
         }
     }
     // A key is given up when its ttl is over, and on a master that hung for longer its SET may only come then.
-    sleep(weather::LONGEST_HANG).await;
+    sleep(nemesis::LONGEST_HANG).await;
     if history.counts().leaked > 0 {
         // What was leaked and not taken over is there for its ttl.
-        sleep(longest_ttl.div_f64(weather::SLOWEST)).await;
+        sleep(longest_ttl.div_f64(nemesis::SLOWEST)).await;
     }
     if masters.iter().any(|master| !master.keys().is_empty()) {
         history.violate("a key is left");
@@ -113,20 +113,19 @@ async fn run(rng: &mut StdRng, climate: Climate, masters: &Masters, history: &Hi
 }
 
 /// Runs seeds on all processors until one of them violates something; the first such seed, and what there was.
-fn search(climate: Climate, rule: Option<Rule>, seeds: u64) -> (Option<u64>, Counts) {
+fn search(model: FaultModel, seeds: u64) -> (Option<u64>, Counts) {
     let (next, found) = (AtomicU64::new(0), AtomicBool::new(false));
     let worst = Mutex::new((None, Counts::default()));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                Rule::break_only(rule);
                 while !found.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= seeds {
                         break;
                     }
-                    let outcome = simulate(seed, climate, false);
+                    let outcome = simulate(seed, model, false);
                     let mut worst = worst.lock().expect("no simulation panics");
                     worst.1 += outcome.history.counts();
                     if outcome.violation.is_some() {
@@ -141,10 +140,8 @@ fn search(climate: Climate, rule: Option<Rule>, seeds: u64) -> (Option<u64>, Cou
 }
 
 /// Runs a seed with all its details, and tells what it violates.
-fn replay(seed: u64, climate: Climate, rule: Option<Rule>) -> (Option<String>, String) {
-    Rule::break_only(rule);
-    let outcome = simulate(seed, climate, true);
-    Rule::break_only(None);
+fn replay(seed: u64, model: FaultModel) -> (Option<String>, String) {
+    let outcome = simulate(seed, model, true);
     (outcome.violation, outcome.history.text())
 }
 
@@ -162,13 +159,13 @@ fn within_the_assumptions_nothing_is_violated() {
         Some(seed) => Some(seed),
         None => {
             let seeds = number("REDLOCK_SEEDS").unwrap_or(SEEDS);
-            let (found, counts) = search(Climate::Assumed, None, seeds);
+            let (found, counts) = search(FaultModel::Assumed, seeds);
             println!("{seeds} seeds: {counts:?}");
             found
         }
     };
     let Some(seed) = found else { return };
-    let (violation, history) = replay(seed, Climate::Assumed, None);
+    let (violation, history) = replay(seed, FaultModel::Assumed);
     println!("{history}");
     match violation {
         Some(violation) => panic!("REDLOCK_SEED={seed}: {violation}"),
@@ -180,7 +177,7 @@ fn within_the_assumptions_nothing_is_violated() {
 #[test]
 fn a_seed_takes_the_same_course_every_time() {
     for seed in 0..500 {
-        let course = || replay(seed, Climate::Assumed, None).1;
+        let course = || replay(seed, FaultModel::Assumed).1;
         let first = course();
         assert!(first.contains("all is well"));
         assert!(first == course(), "seed {seed} took two courses");
@@ -188,23 +185,13 @@ fn a_seed_takes_the_same_course_every_time() {
 }
 
 #[test]
-fn a_broken_rule_is_noticed() {
-    for rule in Rule::ALL {
-        let (found, _) = search(Climate::Assumed, Some(rule), SEEDS);
-        let seed = found.unwrap_or_else(|| panic!("{rule:?} is not noticed"));
-        let (violation, _) = replay(seed, Climate::Assumed, Some(rule));
-        println!("{rule:?}: seed {seed}: {violation:?}");
-    }
-}
-
-#[test]
 fn outside_the_assumptions_there_are_two_holders() {
-    for climate in [Climate::Amnesia, Climate::FastClock] {
+    for model in [FaultModel::Amnesia, FaultModel::FastClock] {
         let two = (0..SEEDS).find_map(|seed| {
-            let violation = simulate(seed, climate, false).violation?;
+            let violation = simulate(seed, model, false).violation?;
             violation.starts_with("two holders").then_some(seed)
         });
-        println!("{climate:?}: seed {two:?}");
-        assert!(two.is_some(), "{climate:?} does no harm");
+        println!("{model:?}: seed {two:?}");
+        assert!(two.is_some(), "{model:?} does no harm");
     }
 }

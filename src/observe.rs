@@ -1,0 +1,116 @@
+//! How an operation ended, for the log: one span each, with the outcome and the elapsed time.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::Span;
+use tracing::field::{Empty, debug};
+
+use crate::error::{ExtendError, LockError, LossReason, ReleaseError, name};
+
+/// An operation under way.
+pub(crate) struct Operation {
+    span: Span,
+    started: Instant,
+}
+
+impl Operation {
+    pub(crate) fn lock(resource: &[u8], ttl: Duration) -> Self {
+        Self::begin(tracing::debug_span!(
+            "lock",
+            resource = name(resource),
+            ?ttl,
+            attempts = Empty,
+            elapsed = Empty,
+            outcome = Empty
+        ))
+    }
+
+    pub(crate) fn extend(resource: &[u8], ttl: Duration) -> Self {
+        Self::begin(tracing::debug_span!(
+            "extend",
+            resource = name(resource),
+            ?ttl,
+            elapsed = Empty,
+            outcome = Empty
+        ))
+    }
+
+    pub(crate) fn release(resource: &[u8]) -> Self {
+        Self::begin(tracing::debug_span!(
+            "release",
+            resource = name(resource),
+            elapsed = Empty,
+            outcome = Empty
+        ))
+    }
+
+    fn begin(span: Span) -> Self {
+        Self {
+            span,
+            started: Instant::now(),
+        }
+    }
+
+    pub(crate) fn span(&self) -> &Span {
+        &self.span
+    }
+
+    /// Records the outcome.
+    pub(crate) fn ended<T, E: Failure>(self, result: &Result<T, E>) {
+        let outcome = match result {
+            Ok(_) => E::SUCCESS,
+            Err(error) => error.outcome(),
+        };
+        self.span.record("elapsed", debug(self.started.elapsed()));
+        self.span.record("outcome", outcome);
+    }
+}
+
+/// An error as one word in the log.
+pub(crate) trait Failure {
+    /// The word where there is no error.
+    const SUCCESS: &'static str;
+
+    fn outcome(&self) -> &'static str;
+}
+
+impl Failure for LockError {
+    const SUCCESS: &'static str = "granted";
+
+    fn outcome(&self) -> &'static str {
+        match self {
+            Self::Taken(_) => "taken",
+            Self::Unreachable(_) => "unreachable",
+            Self::TooLate(_) => "too late",
+            Self::Ttl(_) => "bad ttl",
+        }
+    }
+}
+
+impl Failure for ExtendError {
+    const SUCCESS: &'static str = "extended";
+
+    fn outcome(&self) -> &'static str {
+        match self {
+            Self::Ttl(_) => "bad ttl",
+            Self::Lost {
+                reason: LossReason::Expired,
+                ..
+            } => "expired",
+            Self::Lost { .. } => "lost",
+            Self::Unconfirmed { .. } => "unconfirmed",
+        }
+    }
+}
+
+impl Failure for ReleaseError {
+    const SUCCESS: &'static str = "released";
+
+    fn outcome(&self) -> &'static str {
+        match self {
+            Self::NotHeld { .. } => "not held",
+            Self::Unconfirmed { .. } => "unconfirmed",
+        }
+    }
+}
