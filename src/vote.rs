@@ -75,7 +75,8 @@ pub enum MasterError {
     /// The reply is not one that the request can have.
     #[error("unexpected reply: {0}")]
     Protocol(String),
-    /// Nothing was sent, because the client cannot work: its runtime has shut down, or no thread can be started.
+    /// The client cannot work: its runtime has shut down, or no thread can be started. Nothing was sent, unless the
+    /// runtime shut down during the call.
     #[error("not asked: {0}")]
     NotAsked(String),
 }
