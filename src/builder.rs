@@ -198,7 +198,7 @@ impl RedlockBuilder {
     /// ```
     #[cfg(any(test, feature = "test-util"))]
     pub fn testing(mut self, masters: &crate::testing::Masters) -> Self {
-        tracing::warn!("Redlock over masters in memory, which is for tests: it excludes nobody");
+        tracing::warn!("Redlock over masters in memory: for tests only, excludes no other process");
         self.home = Home::Current;
         self.clock = Clock::tokio();
         self.random = Random::seeded(masters.draw_seed());

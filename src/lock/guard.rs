@@ -123,7 +123,7 @@ impl LockGuard {
     /// - [`ExtendError::Unconfirmed`]: too few masters answered. The old validity is unchanged. Try again.
     /// - [`ExtendError::Lost`]: the lock is lost, and stays lost.
     ///
-    /// An error releases nothing. To tell the last two apart, the call may wait once more for the request timeout after
+    /// An error releases nothing. To distinguish the last two, the call may wait once more for the request timeout after
     /// it is certain that there is no quorum.
     ///
     /// # Cancel safety
@@ -168,7 +168,7 @@ impl LockGuard {
     /// - [`ReleaseError::Unconfirmed`]: too few masters answered within the request timeout. The client sends the
     ///   deletes again in the background.
     ///
-    /// To tell the two apart, the call may wait once more for the request timeout after it is certain that there is no
+    /// To distinguish the two, the call may wait once more for the request timeout after it is certain that there is no
     /// quorum.
     ///
     /// # Cancel safety

@@ -99,7 +99,7 @@ impl LockRequest {
         let done = guard.run(work(&guard)).await;
         // Only logged: the caller needs the output of the work, whatever became of the lock afterwards.
         if let Err(error) = guard.release().await {
-            tracing::debug!(%error, "the work is done, its lock was not released in order");
+            tracing::debug!(%error, "the work is done, but the release of its lock failed");
         }
         Ok(done?)
     }
