@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The ttl of the lock is the whole period. When the job is done, the lock is leaked on purpose: the next run may begin
-//! when the ttl is over. A job that fails drops its guard, so that another machine can do the job. For other masters set
-//! `REDLOCK_MASTERS` to their URLs, separated by commas.
+//! when the ttl is over. A job that fails drops its guard, so that another machine can do the job. For other masters
+//! set `REDLOCK_MASTERS` to their URLs, separated by commas.
 
 use std::env;
 use std::error::Error;

@@ -244,7 +244,7 @@ pub enum ExtendError {
     },
     /// Fewer than a quorum confirmed in time. The old validity is unchanged. Try again before it ends.
     #[error(
-        "too few masters confirmed the extension of {resource:?}, the old validity stands ({ballots})"
+        "too few masters confirmed the extension of {resource:?}, the old validity is unchanged ({ballots})"
     )]
     Unconfirmed {
         /// The resource, without the key prefix. Bytes that are not UTF-8 are replaced.
@@ -282,7 +282,8 @@ pub enum ReleaseError {
     },
     /// Fewer than a quorum answered in time.
     #[error(
-        "too few masters confirmed the release of {resource:?}; it goes on in the background, until the ttl is over at most ({ballots})"
+        "too few masters confirmed the release of {resource:?}; it continues in the background until the ttl is over \
+         ({ballots})"
     )]
     Unconfirmed {
         /// The resource, without the key prefix. Bytes that are not UTF-8 are replaced.

@@ -20,8 +20,9 @@ use crate::vote::MasterError;
 /// needed.
 ///
 /// The connections and all background work run on one thread of the process, named `redlock`. The first request starts
-/// this thread, and all clients share it. [`RedlockBuilder::runtime`] names a runtime to use instead. The futures of
-/// this crate may be awaited on any executor, also after the runtime that first polled them has ended.
+/// this thread, and all clients share it. [`RedlockBuilder::runtime`](crate::RedlockBuilder::runtime) names a runtime
+/// to use instead. The futures of this crate may be awaited on any executor, also after the runtime that first polled
+/// them has ended.
 ///
 /// # Examples
 ///
@@ -56,12 +57,12 @@ impl Redlock {
     ///
     /// # Errors
     ///
-    /// A [`LockError`], with the answer of every master in the last attempt.
+    /// A [`LockError`](crate::LockError), with the answer of every master in the last attempt.
     ///
-    /// - [`LockError::Taken`]: others hold the lock or compete for it.
-    /// - [`LockError::Unreachable`]: too few masters answered.
-    /// - [`LockError::TooLate`]: a quorum agreed when the validity was already over.
-    /// - [`LockError::Ttl`]: the ttl cannot be used. Nothing was sent.
+    /// - [`LockError::Taken`](crate::LockError::Taken): others hold the lock or compete for it.
+    /// - [`LockError::Unreachable`](crate::LockError::Unreachable): too few masters answered.
+    /// - [`LockError::TooLate`](crate::LockError::TooLate): a quorum agreed when the validity was already over.
+    /// - [`LockError::Ttl`](crate::LockError::Ttl): the ttl cannot be used. Nothing was sent.
     ///
     /// # Cancel safety
     ///

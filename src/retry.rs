@@ -192,7 +192,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn once_never_waits() {
+    fn one_attempt_never_waits() {
         assert_eq!(RetryPolicy::once().delays(1).next(), None);
         assert_eq!(RetryPolicy::new().max_attempts(0).delays(1).next(), None);
     }

@@ -99,8 +99,8 @@ impl Drop for Lingering {
     fn drop(&mut self) {
         if self.written.is_some() && self.process != process::id() {
             // The engine is that of the parent. The drop of the receiver would wake the parent's task, and for that
-            // take a mutex that a thread of the parent may have held at the fork. The counter is the parent's as well, so it
-            // is left as it is.
+            // take a mutex that a thread of the parent may have held at the fork. The counter is the parent's as well,
+            // so it is left as it is.
             forget(self.written.take());
             return;
         }

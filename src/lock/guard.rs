@@ -123,8 +123,8 @@ impl LockGuard {
     /// - [`ExtendError::Unconfirmed`]: too few masters answered. The old validity is unchanged. Try again.
     /// - [`ExtendError::Lost`]: the lock is lost, and stays lost.
     ///
-    /// An error releases nothing. To distinguish the last two, the call may wait once more for the request timeout after
-    /// it is certain that there is no quorum.
+    /// An error releases nothing. To distinguish the last two, the call may wait once more for the request timeout
+    /// after it is certain that there is no quorum.
     ///
     /// # Cancel safety
     ///
@@ -183,7 +183,7 @@ impl LockGuard {
     /// # use tokio_redlock::{LockGuard, ReleaseError};
     /// # async fn example(guard: LockGuard) {
     /// if let Err(ReleaseError::NotHeld { .. }) = guard.release().await {
-    ///     eprintln!("the work took longer than the lock was good for: check what it did");
+    ///     eprintln!("the work took longer than the lock was valid: check what it did");
     /// }
     /// # }
     /// ```

@@ -13,7 +13,8 @@ use crate::lock::guard::LockGuard;
 use crate::lock::keep_alive::KeepAlive;
 use crate::retry::RetryPolicy;
 
-/// A request for a lock, which is sent when it is awaited. Made by [`Redlock::lock`] and [`Redlock::try_lock`].
+/// A request for a lock, which is sent when it is awaited. Made by [`Redlock::lock`](crate::Redlock::lock) and
+/// [`Redlock::try_lock`](crate::Redlock::try_lock).
 ///
 /// # Examples
 ///
@@ -68,16 +69,16 @@ impl LockRequest {
         self
     }
 
-    /// Takes the lock, keeps it alive while the work runs, and releases it: [`Redlock::with_lock`] with the options of
-    /// this request.
+    /// Takes the lock, keeps it alive while the work runs, and releases it. The same as
+    /// [`Redlock::with_lock`](crate::Redlock::with_lock), with the options of this request.
     ///
     /// # Errors
     ///
-    /// As for [`Redlock::with_lock`].
+    /// As for [`Redlock::with_lock`](crate::Redlock::with_lock).
     ///
     /// # Cancel safety
     ///
-    /// As for [`Redlock::with_lock`].
+    /// As for [`Redlock::with_lock`](crate::Redlock::with_lock).
     ///
     /// # Examples
     ///
