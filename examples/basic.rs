@@ -24,19 +24,19 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let guard = match dlm.lock("invoice:42", Duration::from_secs(30)).await {
         Ok(guard) => guard,
-        Err(LockError::Taken(attempts)) => {
-            println!("somebody else is at invoice 42: {attempts}");
+        Err(LockError::Taken(failure)) => {
+            println!("somebody else holds invoice 42: {failure}");
             return Ok(());
         }
         Err(other) => return Err(other.into()),
     };
     println!("locked for another {:.1?}", guard.validity());
 
-    // While the guard is there, nobody else gets the lock.
+    // While the guard is valid, nobody else gets the lock.
     let second = dlm.try_lock("invoice:42", Duration::from_secs(30)).await;
     println!("a second attempt: {}", second.unwrap_err());
 
-    // Confirmed by a quorum. Dropping the guard releases as well, in the background.
+    // Waits until a quorum confirms. Dropping the guard also releases the lock, in the background.
     guard.release().await?;
     println!("released");
     Ok(())

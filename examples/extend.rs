@@ -1,12 +1,12 @@
-//! Works through chunks under one lock, and extends it between them.
+//! Works through chunks under one lock, and extends the lock between chunks.
 //!
 //! ```sh
 //! docker compose up --wait        # five masters on 127.0.0.1:7101 to 7105
 //! cargo run --example extend
 //! ```
 //!
-//! Stop two of the five masters while it runs, and it goes on. Stop three, and it ends before the lock does. For
-//! other masters set `REDLOCK_MASTERS` to their URLs, with commas between.
+//! If you stop two of the five masters, the work continues. If you stop three, the work ends before the lock expires.
+//! For other masters set `REDLOCK_MASTERS` to their URLs, separated by commas.
 
 use std::env;
 use std::error::Error;
@@ -18,10 +18,10 @@ use tokio_redlock::{ExtendError, LockGuard, Redlock};
 const COMPOSE: &str = "redis://127.0.0.1:7101,redis://127.0.0.1:7102,redis://127.0.0.1:7103,\
                        redis://127.0.0.1:7104,redis://127.0.0.1:7105";
 
-/// Some chunks' worth, so that there is time to try again when masters fail.
+/// As long as three chunks may take, so that there is time to try again when masters fail.
 const TTL: Duration = Duration::from_secs(6);
 
-/// What the longest chunk may take. No chunk is begun with less validity than this.
+/// The time that the longest chunk may take. After an extension that failed, no chunk is started with less validity.
 const CHUNK: Duration = Duration::from_secs(2);
 
 #[tokio::main]
@@ -40,11 +40,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Tries until it works or there is no time left for another chunk.
+/// Extends the lock. Tries again after a failure, as long as the validity is enough for another chunk.
 async fn extend(guard: &LockGuard) -> Result<(), ExtendError> {
     loop {
         match guard.extend(TTL).await {
-            // Too few masters answered: the old validity stands.
+            // Too few masters answered: the old validity is unchanged.
             Err(ExtendError::Unconfirmed { .. }) if guard.validity() > CHUNK => {
                 sleep(Duration::from_millis(100)).await;
             }

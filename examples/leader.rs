@@ -1,13 +1,13 @@
-//! One of several processes leads; when it dies, another takes over.
+//! One of several processes leads. When the leader dies, another process leads.
 //!
-//! Run it in several terminals, then kill the one that leads:
+//! Run this in several terminals, then kill the leader:
 //!
 //! ```sh
 //! docker compose up --wait    # five masters
 //! cargo run --example leader
 //! ```
 //!
-//! Other masters go by `REDLOCK_MASTERS="redis://10.0.0.1 redis://10.0.0.2 redis://10.0.0.3"`.
+//! For other masters: `REDLOCK_MASTERS="redis://10.0.0.1 redis://10.0.0.2 redis://10.0.0.3"`.
 
 use std::error::Error;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tokio_redlock::{KeepAlive, Redlock, RetryPolicy};
 
-/// When the leader is killed, another leads within this time and a pause between two attempts.
+/// When the leader is killed, another process leads after at most this time plus the delay between two attempts.
 const TTL: Duration = Duration::from_secs(3);
 
 const MASTERS: &str = "redis://127.0.0.1:7101 redis://127.0.0.1:7102 redis://127.0.0.1:7103 \
@@ -34,9 +34,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
             .keep_alive(KeepAlive::new())
             .await?;
         println!("{me} leads");
-        // Not polled any more once the leadership is lost, whatever the network does.
+        // `run` stops polling the work when the lock is lost, whatever the network does.
         if let Err(lost) = leadership.run(lead(me)).await {
-            println!("{me} leads no more: {lost}");
+            println!("{me} does not lead any more: {lost}");
         }
     }
 }

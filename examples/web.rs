@@ -1,4 +1,4 @@
-//! A web service that bills each invoice in one request at a time, however many instances of it run.
+//! A web service that bills each invoice in one request at a time, however many instances of the service run.
 //!
 //! ```sh
 //! docker compose up --wait        # five masters on 127.0.0.1:7101 to 7105
@@ -6,8 +6,8 @@
 //! curl -i -X POST 127.0.0.1:3000/invoices/42/bill & curl -i -X POST 127.0.0.1:3000/invoices/42/bill
 //! ```
 //!
-//! One answer is 200, the other 409. With too few masters up it is 503. Ctrl-C waits for the requests under way, and
-//! for the releases. For other masters set `REDLOCK_MASTERS` to their URLs, with commas between.
+//! One answer is 200, the other is 409. With too few masters up, the answer is 503. Ctrl-C waits for the requests under
+//! way and for the releases. For other masters set `REDLOCK_MASTERS` to their URLs, separated by commas.
 
 use std::time::Duration;
 use std::{env, error::Error};
@@ -31,14 +31,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     axum::serve(listener, service)
         .with_graceful_shutdown(async { drop(tokio::signal::ctrl_c().await) })
         .await?;
-    // Every handler has ended and dropped its guard; now wait until the masters have confirmed that.
+    // Every handler has ended and dropped its guard. Now wait until the masters have confirmed the releases.
     let unconfirmed = dlm.shutdown(Duration::from_secs(2)).await;
     println!("stopped; {unconfirmed} releases not confirmed");
     Ok(())
 }
 
 async fn bill(State(dlm): State<Redlock>, Path(id): Path<String>) -> (StatusCode, &'static str) {
-    // Whoever gets a 409 can come back later; no request hangs for it.
+    // Short, so that no request waits long. A client that gets a 409 can try again later.
     let retry = RetryPolicy::new().max_wait(Duration::from_millis(500));
     let lock = dlm.lock(format!("invoice:{id}"), Duration::from_secs(30));
     let guard = match lock.retry(retry).await {
@@ -49,7 +49,7 @@ async fn bill(State(dlm): State<Redlock>, Path(id): Path<String>) -> (StatusCode
             return (StatusCode::SERVICE_UNAVAILABLE, "try again later\n");
         }
     };
-    // The work. Should the client hang up, this future is dropped, and the guard with it.
+    // The work. If the HTTP client disconnects, this future is dropped, and with it the guard.
     tokio::time::sleep(Duration::from_secs(2)).await;
     if let Err(error) = guard.release().await {
         eprintln!("{error}");

@@ -1,10 +1,10 @@
-//! Where a master is.
+//! The address of a master.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// Where a master is: `host:port`, a socket's path, or for a connection that was handed in, its place in the
-/// list. Never a user or a password.
+/// The address of a master: `host:port`, or the path of a socket. A connection that was handed in has its place among
+/// the masters instead, as in `connection 3`. Never contains a user or a password.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Address(Arc<str>);
 
@@ -13,7 +13,7 @@ impl Address {
         Self(address.into())
     }
 
-    /// The address as text.
+    /// Returns the address as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

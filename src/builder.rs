@@ -1,4 +1,4 @@
-//! The builder: defaults with their reasons, and validation. No I/O.
+//! The builder of a client: the options, their defaults with reasons, and the validation. No I/O.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,19 +20,19 @@ use crate::random::Random;
 use crate::redlock::Redlock;
 use crate::retry::RetryPolicy;
 
-/// Some round trips between data centres and a fork pause of Redis, and little against the ttl of any lock that is
-/// held for seconds. Only ever waited for when a quorum depends on it.
+/// Long enough for several round trips between data centres and for a fork pause of Redis. Short against the ttl of any
+/// lock that is held for seconds. A call waits this long only while a quorum depends on the silent masters.
 const REQUEST_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Options for a [`Redlock`], and its masters.
+/// The options of a [`Redlock`], and its masters.
 ///
 /// | option | default | why |
 /// | --- | --- | --- |
 /// | [`key_prefix`](Self::key_prefix) | none | the key is the resource, as in other Redlock clients |
-/// | [`retry`](Self::retry) | [`RetryPolicy::new`] | up to 5 s, which suits a web service |
-/// | [`request_timeout`](Self::request_timeout) | 250 ms | see there |
-/// | [`drift_factor`](Self::drift_factor) | 0.01 | that of the Redlock page |
-/// | [`runtime`](Self::runtime) | a thread of this process | it does not matter whose runtime ends or is blocked |
+/// | [`retry`](Self::retry) | [`RetryPolicy::new`] | waits up to 5 s, which suits a web service |
+/// | [`request_timeout`](Self::request_timeout) | 250 ms | several round trips, and short against the ttl |
+/// | [`drift_factor`](Self::drift_factor) | 0.01 | the value of the Redlock page |
+/// | [`runtime`](Self::runtime) | a thread of this process | no runtime that ends or is blocked stops the client |
 ///
 /// # Examples
 ///
@@ -55,13 +55,14 @@ pub struct RedlockBuilder {
     key_prefix: Vec<u8>,
     retry: RetryPolicy,
     request_timeout: Duration,
+    /// Checked by `build`, so that no setter panics.
     drift_factor: Option<f64>,
     home: Home,
     clock: Clock,
     random: Random,
 }
 
-/// A master as it was given.
+/// A master as the caller gave it. `build` checks it.
 enum Candidate {
     Url(String),
     Client(Box<Client>),
@@ -69,13 +70,14 @@ enum Candidate {
 }
 
 impl Redlock {
-    /// A client with the default options for masters given as URLs.
+    /// Makes a client with the default options for masters given as URLs.
     ///
-    /// No connection is opened, and no runtime needed. See [`RedlockBuilder::master`] for the URLs.
+    /// Opens no connection and needs no runtime. See [`RedlockBuilder::master`] for the URLs.
     ///
     /// # Errors
     ///
-    /// A [`BuildError`] that names the master: none given, one given twice, a URL that cannot be used.
+    /// A [`BuildError`] that names the master: no master was given, the same master was given twice, or a URL cannot be
+    /// used.
     ///
     /// # Examples
     ///
@@ -93,7 +95,7 @@ impl Redlock {
         Self::builder().masters(urls).build()
     }
 
-    /// A client with options, or with masters that are not URLs.
+    /// Returns a builder, for options and for masters that are not URLs.
     pub fn builder() -> RedlockBuilder {
         RedlockBuilder::new()
     }
@@ -115,14 +117,14 @@ impl RedlockBuilder {
 
     /// Adds a master by its URL.
     ///
-    /// `redis://[user][:password@]host[:port][/db]`, `rediss://` for TLS, `valkey://` and `valkeys://` for the
-    /// same; `unix:///path[?db=n&user=...&pass=...]` for a socket.
+    /// A URL is `redis://[user][:password@]host[:port][/db]`. `rediss://` uses TLS. `valkey://` and `valkeys://` mean
+    /// the same as `redis://` and `rediss://`. `unix:///path[?db=n&user=...&pass=...]` is a socket.
     pub fn master(mut self, url: impl AsRef<str>) -> Self {
         self.masters.push(Candidate::Url(url.as_ref().to_owned()));
         self
     }
 
-    /// Adds masters by their URLs.
+    /// Adds several masters by their URLs.
     pub fn masters<I>(self, urls: I) -> Self
     where
         I: IntoIterator,
@@ -131,7 +133,7 @@ impl RedlockBuilder {
         urls.into_iter().fold(self, Self::master)
     }
 
-    /// Adds a master by a client, for whatever a URL cannot say, such as certificates.
+    /// Adds a master by a client, for settings that a URL cannot hold, such as certificates.
     ///
     /// # Examples
     ///
@@ -146,17 +148,21 @@ impl RedlockBuilder {
         self
     }
 
-    /// Adds a master by a connection that you have already.
+    /// Adds a master by a connection that is open already.
     ///
-    /// It must send requests in the order in which it is given them, each at most once, as
-    /// [`MultiplexedConnection`](redis::aio::MultiplexedConnection) does. Opening it again when it breaks is its
-    /// own business, and its timeouts are as you set them. In messages it goes by its place among the masters. When it
-    /// does open itself again, what it had sent before may still come after what undoes it, and leave a key until the
-    /// ttl is over.
+    /// The connection must send requests in the order in which it receives them, and each request at most once, as
+    /// [`MultiplexedConnection`](redis::aio::MultiplexedConnection) does. The crate neither reopens the connection nor
+    /// changes its timeouts. Messages name the connection by its place among the masters.
     ///
-    /// Its code runs on the thread of this client, which all clients share: it must not block. It ends with the runtime that it was opened on, and cannot be used in a child of a `fork`. What it still had to
-    /// send then is lost, so keys may stay until their ttl is over. Requests for one value go one after the other over
-    /// it, since a connection without room for more may let a later one pass.
+    /// A connection that reopens itself has a risk: a `SET` that it sent before may arrive after the delete for that
+    /// `SET`. The key then stays until its ttl is over.
+    ///
+    /// The code of the connection runs on the thread of this client, which all clients share, so it must not block. The
+    /// connection ends with the runtime that opened it. Requests that it had not sent by then are lost, so keys may
+    /// stay until their ttl is over. The connection cannot be used in a child of a `fork`.
+    ///
+    /// The client sends requests for one value over the connection one after the other, because a connection without
+    /// room for more requests may let a later request pass an earlier one.
     ///
     /// # Examples
     ///
@@ -177,10 +183,10 @@ impl RedlockBuilder {
         self
     }
 
-    /// Adds masters that live in memory, and makes the client go by Tokio's clock, which may be paused, and by
-    /// their seed; see [`testing`](crate::testing).
+    /// Adds masters that live in memory, for tests; see [`testing`](crate::testing).
     ///
-    /// For tests. A warning is logged, should this ever run in a service.
+    /// The client then uses Tokio's clock, which may be paused, and the seed of the masters. A warning is logged, in
+    /// case this runs in a service.
     ///
     /// # Examples
     ///
@@ -192,7 +198,7 @@ impl RedlockBuilder {
     /// ```
     #[cfg(any(test, feature = "test-util"))]
     pub fn testing(mut self, masters: &crate::testing::Masters) -> Self {
-        tracing::warn!("Redlock over masters in memory, which is for tests: it excludes nobody");
+        tracing::warn!("Redlock over masters in memory: for tests only, excludes no other process");
         self.home = Home::Current;
         self.clock = Clock::tokio();
         self.random = Random::seeded(masters.draw_seed());
@@ -201,18 +207,20 @@ impl RedlockBuilder {
             .fold(self, |builder, master| builder.connection(master.connect()))
     }
 
-    /// Runs the connections and the background work of this client on a runtime of yours, instead of the thread
-    /// `redlock` that all clients of the process share by default.
+    /// Runs the connections and the background work of this client on your runtime. Defaults to the thread `redlock`,
+    /// which all clients of the process share.
     ///
-    /// It saves the two hops between threads that a call takes, about 30 µs: much on one machine, little beside a
-    /// network. In exchange the client ends with that runtime: from then on calls fail, held locks count as lost, and
-    /// keys that were not deleted yet stay until their ttl is over. So [`shutdown`](Redlock::shutdown) belongs before
-    /// the end of the runtime. While the runtime does not run, or its threads are blocked, nothing goes on: no lock is
-    /// kept alive, and neither a `max_wait` nor the timeout of a shutdown ends a call.
+    /// This saves each call two hops between threads, about 30 µs. That is much when the masters are on the same
+    /// machine, and little with a network between.
     ///
-    /// The runtime needs its I/O and time drivers
-    /// ([`enable_all`](tokio::runtime::Builder::enable_all)). A child of a `fork` does not have its threads, and needs a
-    /// client of its own. Masters in memory always use the current runtime.
+    /// The client then ends with the runtime: later calls fail, held locks count as lost, and keys that are not deleted
+    /// yet stay until their ttl is over. So await [`shutdown`](Redlock::shutdown) before the runtime ends. While the
+    /// runtime is not run, or its threads are blocked, the client does nothing: no lock is kept alive, and neither a
+    /// `max_wait` nor the timeout of a shutdown ends a call.
+    ///
+    /// The runtime needs its I/O and time drivers ([`enable_all`](tokio::runtime::Builder::enable_all)). A child of a
+    /// `fork` does not have the runtime's threads, so the child needs a client of its own. Masters in memory always use
+    /// the current runtime.
     ///
     /// # Examples
     ///
@@ -227,39 +235,40 @@ impl RedlockBuilder {
     /// # }
     /// ```
     pub fn runtime(mut self, runtime: Handle) -> Self {
+        // Masters in memory keep `Home::Current`: they use the clock of the runtime that the test runs on.
         if matches!(self.home, Home::Thread | Home::Runtime(_)) {
             self.home = Home::Runtime(Named::new(runtime));
         }
         self
     }
 
-    /// Puts something in front of every resource to make its key. Defaults to nothing.
+    /// Sets the bytes that precede every resource in its key. Defaults to none.
     pub fn key_prefix(mut self, prefix: impl AsRef<[u8]>) -> Self {
         self.key_prefix = prefix.as_ref().to_vec();
         self
     }
 
-    /// How to wait for a lock that is not granted at once. Defaults to [`RetryPolicy::new`].
+    /// Sets how a call waits for a lock that is not granted at once. Defaults to [`RetryPolicy::new`].
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.retry = policy;
         self
     }
 
-    /// How long to wait for masters that do not answer, when a quorum depends on them. Between 1 ms and 60 s;
-    /// defaults to 250 ms.
+    /// Sets how long a request waits for masters that do not answer, while a quorum depends on them. Defaults to 250
+    /// ms. Must be between 1 ms and 60 s.
     ///
-    /// It covers connecting too. Make it several round trips, and small against the ttl: a lock is worth what
-    /// the waiting leaves of it.
+    /// The timeout includes connecting. It should be several round trips, and short against the ttl: the time that a
+    /// request takes comes off the validity.
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;
         self
     }
 
-    /// By which share of the ttl the clocks of masters and client may run apart. Between 0 and 0.5; defaults to
-    /// 0.01, as on the Redlock page.
+    /// Sets the share of the ttl by which the clocks of masters and client may differ. Defaults to 0.01, as on the
+    /// Redlock page. Must be between 0 and 0.5.
     ///
-    /// That share and 2 ms are taken off every validity. A clock disciplined by NTP is corrected by at most
-    /// 0.0005; chrony may slew by 0.08, so set that where it is allowed to.
+    /// This share of the ttl and 2 ms are taken off every validity. NTP corrects a clock by at most 0.0005. chrony may
+    /// slew a clock by 0.08, so use that value where chrony is allowed to.
     pub fn drift_factor(mut self, factor: f64) -> Self {
         self.drift_factor = Some(factor);
         self
@@ -267,13 +276,13 @@ impl RedlockBuilder {
 
     /// Checks the options and makes the client. Opens no connection and needs no runtime.
     ///
-    /// One master works, and so does an even number, but the log is warned: one is a single point of failure,
-    /// and an even number survives no more failures than one master less.
+    /// One master is allowed, and so is an even number, but a warning is logged. One master is a single point of
+    /// failure. An even number survives no more failures than one master less.
     ///
     /// # Errors
     ///
-    /// A [`BuildError`] that names the master or the option: no master, the same twice, a URL that cannot be
-    /// used, TLS without its feature, a drift factor or a request timeout out of range.
+    /// A [`BuildError`] that names the master or the option: no master, the same master twice, a URL that cannot be
+    /// used, TLS without its cargo feature, or a drift factor or request timeout out of range.
     ///
     /// # Examples
     ///
@@ -305,6 +314,7 @@ impl RedlockBuilder {
         }
         let sources = resolve(masters)?;
         warn_of_number(sources.len());
+        // Here and not at the first use: a fork by another thread could come in the middle of that.
         hash_scripts();
         Ok(Redlock::from_inner(Inner {
             sources,
@@ -320,6 +330,7 @@ impl RedlockBuilder {
     }
 }
 
+/// Turns every master into its address and the source of its connections.
 fn resolve(candidates: Vec<Candidate>) -> Result<Vec<(Address, Source)>, BuildError> {
     if candidates.is_empty() {
         return Err(BuildError::NoMaster);
@@ -345,8 +356,10 @@ fn resolve(candidates: Vec<Candidate>) -> Result<Vec<(Address, Source)>, BuildEr
     Ok(sources)
 }
 
-/// Whether two addresses are one, as far as can be told without asking the network.
+/// Whether two addresses name the same master, as far as that can be seen without a name look-up.
 fn is_same(one: &Address, other: &Address) -> bool {
+    // Only names that mean the same host on every machine. Any other pair of names needs a look-up, and `build` does no
+    // I/O.
     let plain = |address: &Address| match address.as_str().rsplit_once(':') {
         Some(("localhost" | "[::1]", port)) => format!("127.0.0.1:{port}"),
         _ => address.to_string(),
@@ -371,7 +384,7 @@ fn refuse(url: &str, source: RedisError) -> BuildError {
     BuildError::Url { master, source }
 }
 
-/// A URL without user, password and query, all of which may be secret. It may be no URL at all.
+/// A URL without its user, password and query, because each of them may be secret. The text may be no URL at all.
 fn redact(url: &str) -> String {
     let is_scheme = |text: &str| {
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
@@ -381,8 +394,8 @@ fn redact(url: &str) -> String {
         Some((scheme, rest)) if is_scheme(scheme) => (format!("{scheme}://"), rest),
         _ => (String::new(), url),
     };
-    // A password may itself hold any character: what stands before the last @ may be part of it, and where that
-    // comes after the beginning of a query, so may what stands after it.
+    // A password may hold any character. So all text before the last @ may belong to the password. If the last @ comes
+    // after the start of a query, the text after that @ may belong to the query. Then nothing is shown.
     let query = rest.find(['?', '#']).unwrap_or(rest.len());
     let rest = match rest.rfind('@') {
         Some(at) if at > query => "...",
@@ -432,7 +445,7 @@ mod tests {
     use super::redact;
 
     #[test]
-    fn what_may_be_secret_is_left_out() {
+    fn a_redacted_url_has_no_user_password_or_query() {
         for (url, shown) in [
             ("redis://10.0.0.1:6379/2", "redis://10.0.0.1:6379/2"),
             ("redis://:secret@10.0.0.1", "redis://10.0.0.1"),
@@ -460,7 +473,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Capitals stand for what may be secret: a password, a query, and what looks like either.
+        /// Capitals stand for text that may be secret: the password, the query, and what looks like either.
         #[test]
         fn nothing_that_may_be_secret_is_shown(
             scheme in "((redis|rediss|valkey|unix)://)?",

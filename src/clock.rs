@@ -1,12 +1,12 @@
 //! The clock that counts suspend.
 //!
-//! `std::time::Instant` stops while a Linux machine sleeps, the masters' clocks do not: a process that wakes up
-//! would go on believing in a lock that others have long taken over. Every decision about validity therefore
-//! reads this clock; timers only wake us up.
+//! On Linux `std::time::Instant` stops while the machine is suspended, but the clocks of the masters do not. A process
+//! that wakes up would still trust a lock that others have taken over long ago. So every decision about validity reads
+//! this clock. Timers only wake tasks up.
 
 use std::time::Duration;
 
-/// A moment: nanoseconds since some fixed point in the past, the same for the whole process.
+/// A moment: nanoseconds since a fixed point in the past. The point is the same for the whole process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(u64);
 
@@ -15,31 +15,32 @@ impl Moment {
         Self(nanos)
     }
 
-    /// The moment `span` later; the far end of the scale, 584 years away, where that would pass it.
+    /// The moment `span` later. Saturates at the end of the scale, after 584 years.
     pub(crate) fn after(self, span: Duration) -> Self {
+        // Saturating is safe: it can only make a validity shorter.
         let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
         Self(self.0.saturating_add(nanos))
     }
 
-    /// How long it is from here until `later`; zero where that has passed.
+    /// The time from this moment until `later`. Zero if `later` has passed.
     pub(crate) fn until(self, later: Self) -> Duration {
         Duration::from_nanos(later.0.saturating_sub(self.0))
     }
 }
 
-/// Where the time comes from.
+/// The source of the time.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) enum Clock {
-    /// From the operating system.
+    /// The operating system.
     #[default]
     System,
-    /// From Tokio, whose clock a test may have paused. Holds the beginning of time.
+    /// Tokio, whose clock a test may have paused. Holds the moment at which the clock was made.
     #[cfg(any(test, feature = "test-util"))]
     Tokio(tokio::time::Instant),
 }
 
 impl Clock {
-    /// Tokio's clock, from this moment on.
+    /// Tokio's clock, starting now.
     #[cfg(any(test, feature = "test-util"))]
     pub(crate) fn tokio() -> Self {
         Self::Tokio(tokio::time::Instant::now())
@@ -49,7 +50,7 @@ impl Clock {
         match self {
             Self::System => Moment::of_the_system(),
             #[cfg(any(test, feature = "test-util"))]
-            // A second on, since zero stands for never.
+            // One second ahead, because a moment of zero means "never granted" in a lease.
             Self::Tokio(beginning) => Moment(1_000_000_000).after(beginning.elapsed()),
         }
     }
@@ -58,6 +59,7 @@ impl Clock {
 impl Moment {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn of_the_system() -> Self {
+        // CLOCK_BOOTTIME counts suspend, and no time server can step it, unlike the wall clock.
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
         let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
@@ -66,6 +68,7 @@ impl Moment {
 
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     fn of_the_system() -> Self {
+        // No clock here counts suspend without `unsafe`: the README names this limit for macOS.
         static START: std::sync::LazyLock<std::time::Instant> =
             std::sync::LazyLock::new(std::time::Instant::now);
         Self(0).after(START.elapsed())

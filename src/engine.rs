@@ -1,9 +1,9 @@
-//! Where connections and background tasks run: the thread of this process, or a runtime that the caller named. Knows
-//! no master.
+//! The engine: where connections and background jobs run. That is the thread of this process, or a runtime that the
+//! caller named. The engine knows no master.
 //!
-//! A caller hands a job over and awaits its output on whatever executor it runs on, so it does not matter whose
-//! runtime ends, idles or is blocked. One task, the dispatcher, polls all jobs of a client. It begins every job that
-//! has arrived before a connection gets its turn to write, so the commands of many jobs share one write.
+//! A caller submits a job and awaits its output on any executor. So it does not matter which of the caller's runtimes
+//! ends, is idle or is blocked. One task per client, the dispatcher, polls all jobs of the client. It starts every job
+//! that has arrived before a connection gets its turn to write, so the commands of many jobs share one write.
 
 mod linger;
 
@@ -29,22 +29,23 @@ use tokio::time::{Instant, sleep};
 use self::linger::Grace;
 use crate::per_process::PerProcess;
 
-/// Of the thread, and of those that look up names for it.
+/// The name of the thread, and of the threads that look up host names for it.
 const NAME: &str = "redlock";
 
-/// How many jobs the dispatcher begins, and ends, before connections and timers get their turn. Without a limit,
-/// callers whose jobs end at once could keep it busy for ever.
+/// How many jobs the dispatcher starts, and how many it ends, before connections and timers get their turn. Without a
+/// limit, callers whose jobs end at once could keep the dispatcher busy for ever. 64 is also the most that a connection
+/// writes at once, so a larger number would not save writes.
 const JOBS_PER_TURN: usize = 64;
 
-/// Which runtime an engine uses.
+/// The runtime that an engine uses.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum Home {
-    /// That of the thread `redlock`, which all clients of this process share.
+    /// The runtime of the thread `redlock`, which all clients of this process share.
     #[default]
     Thread,
-    /// The one that the caller named.
+    /// A runtime that the caller named.
     Runtime(Named),
-    /// Whichever is the current one when there is something to run: for masters in memory, which go by its clock.
+    /// The current runtime at the time of the first job. For masters in memory, which use the clock of that runtime.
     #[cfg(any(test, feature = "test-util"))]
     Current,
 }
@@ -53,9 +54,9 @@ pub(crate) enum Home {
 #[derive(Clone, Debug)]
 pub(crate) struct Named {
     handle: Handle,
-    /// The process that has it.
+    /// The process that has the threads of the runtime.
     process: u32,
-    /// Whether sockets and timers work there; looked at once.
+    /// Whether sockets and timers work on the runtime. Checked once, because the check may print a panic message.
     has_drivers: OnceLock<bool>,
 }
 
@@ -77,30 +78,36 @@ pub(crate) enum Stopped {
     Forked,
 }
 
-/// While jobs arrive, a timer of the dispatcher is set for at most so long ahead. Tokio makes a system call for each new
-/// timer that is earlier than all others. The timers of jobs are later than this one, so they make none.
-const BEAT: Duration = Duration::from_millis(50);
+/// While jobs arrive, the dispatcher keeps a timer set at most this far ahead. Tokio makes a system call for each new
+/// timer that is earlier than all others. With this timer set, the request timeouts of jobs, 250 ms by default, are not
+/// the earliest, so they make none. 50 ms is well below that default, and costs at most 20 wake-ups a second.
+const TIMER_AHEAD: Duration = Duration::from_millis(50);
 
 type Job = BoxFuture<'static, ()>;
 
-/// A job that is made by the dispatcher. So its memory is taken and given back on one thread, and less of it crosses.
+/// Makes a job on the thread of the dispatcher. So the memory of a job is allocated and freed on one thread, and fewer
+/// bytes move between threads.
 type MakeJob = Box<dyn FnOnce() -> Job + Send>;
 
-/// The background of one client.
+/// Runs the background jobs of one client.
 pub(crate) struct Engine {
     home: Home,
+    /// The process that made the engine. In a child of a `fork` the engine must not be used.
     process: u32,
+    /// `None` before the first job. No code outside this file runs while the mutex is held, so callers may hold any
+    /// other mutex.
     dispatcher: Mutex<Option<Dispatcher>>,
 }
 
-/// The way to the task that polls the jobs.
+/// The queue to the task that polls the jobs.
 struct Dispatcher {
     queue: mpsc::UnboundedSender<MakeJob>,
+    /// Set by the first poll of the task.
     task: Arc<OnceLock<Id>>,
 }
 
 impl Engine {
-    /// Starts nothing before the first job.
+    /// Makes an engine. Nothing starts before the first job.
     pub(crate) fn new(home: Home) -> Self {
         Self {
             home,
@@ -109,25 +116,28 @@ impl Engine {
         }
     }
 
-    /// Whether this process is a child of the one that the engine belongs to. Its tasks are not here, and one of them
-    /// may have had a lock at the moment of the fork.
+    /// Whether this process is a child of the process that made the engine. The tasks of the engine do not exist here,
+    /// and one of their threads may have held a mutex at the moment of the fork. So check this before any mutex.
     pub(crate) fn is_forked(&self) -> bool {
         self.process != process::id()
     }
 
-    /// Whether there has been a job.
+    /// Whether the engine has had a job.
     pub(crate) fn has_started(&self) -> bool {
         self.lock().is_some()
     }
 
     /// Whether the runtime that the caller named has shut down.
     pub(crate) fn has_ended(&self) -> bool {
+        // The thread never ends, and the check of the queue would cost a mutex. Masters in memory get another
+        // dispatcher.
         let may_end = matches!(self.home, Home::Runtime(_));
         may_end && self.lock().as_ref().is_some_and(|it| it.queue.is_closed())
     }
 
     /// Whether the caller is a job of this engine.
     pub(crate) fn is_current(&self) -> bool {
+        // Tokio never uses a task id twice, so the id of an earlier dispatcher matches no later task.
         let Some(task) = try_id() else {
             return false;
         };
@@ -136,28 +146,28 @@ impl Engine {
         dispatcher.is_some_and(|dispatcher| dispatcher.task.get() == Some(&task))
     }
 
-    /// Runs a job to its end, whether or not somebody waits. Where there is no engine any more, the job is dropped.
+    /// Runs a job to its end, whether or not somebody waits for it. If the runtime has shut down, the job is dropped.
     pub(crate) fn spawn(&self, job: impl Future<Output = ()> + Send + 'static) {
         let _ = self.submit(Box::new(move || guarded(job)));
     }
 
-    /// [Spawns](Self::spawn) a job whose commands come before those of every job that is submitted later.
+    /// [Spawns](Self::spawn) a job whose commands precede those of every job that is submitted later.
     ///
-    /// That is so by the order of the queue, except for a job that another job begins: that one is polled once here and
-    /// now, since the queue may hold others already.
+    /// The order of the queue ensures this, unless the caller is itself a job: the calling job may send more commands
+    /// before the dispatcher reads the queue. In that case the new job is polled once before this returns.
     pub(crate) fn begin(&self, job: impl Future<Output = ()> + Send + 'static) {
         if !self.is_current() {
             return self.spawn(job);
         }
         let mut job = guarded(job);
-        // The dispatcher polls it again, with a waker that counts.
+        // The no-op waker is harmless: the dispatcher polls the job again, and that poll registers a real waker.
         let now = job.poll_unpin(&mut Context::from_waker(Waker::noop()));
         if now.is_pending() {
             let _ = self.submit(Box::new(move || job));
         }
     }
 
-    /// Runs a job for a caller. When the caller drops the future, the job is dropped.
+    /// Runs a job for a caller. When the caller drops the returned future, the job is dropped.
     pub(crate) fn run<T: Send + 'static>(
         &self,
         job: impl Future<Output = T> + Send + 'static,
@@ -165,7 +175,8 @@ impl Engine {
         self.run_with_rest(move || job.map(|output| (output, ready(()))))
     }
 
-    /// Makes a job and [runs](Self::run) it, and then what the job leaves to do when its caller has the output.
+    /// Makes a job and [runs](Self::run) it. When the caller has the output, runs the second future that the job
+    /// returned.
     pub(crate) fn run_with_rest<T, J, R>(
         &self,
         make: impl FnOnce() -> J + Send + 'static,
@@ -176,6 +187,7 @@ impl Engine {
         R: Future<Output = ()> + Send + 'static,
     {
         let (output, received) = oneshot::channel();
+        // `make` is called inside the guarded future, so a panic in `make` also ends this job only.
         let job = move || guarded(async move { while_wanted(make().boxed(), output).await });
         let refused = self.submit(Box::new(job));
         Running {
@@ -186,17 +198,22 @@ impl Engine {
         }
     }
 
-    /// Keeps the runtime of the caller from ending before all that was handed to this engine is written to the
-    /// connections there are. Where there is no runtime, waits for that.
+    /// Keeps the caller's runtime from ending before the connections have written all commands that were submitted so
+    /// far. Outside a runtime, blocks until then.
     pub(crate) fn linger(&self) {
+        // On a named runtime the jobs end with that runtime, so waiting could not help. A job of this engine need not
+        // wait, because its runtime does not end.
         let outlives_caller = matches!(self.home, Home::Thread) && !self.is_forked();
         if outlives_caller && self.has_started() && !self.is_current() {
+            // One for all clients: they share the thread, and so also the time for which drops may block.
             static GRACE: PerProcess<Grace> = PerProcess::new();
             let grace = GRACE.get_or_init(Grace::default);
             let (renewed, (done, is_written)) = (grace.clone(), oneshot::channel());
-            // Not dropped with the one who waits: only a job that has ended shows that the engine gets things done.
+            // Spawned, so the job is not dropped with the one who waits. Only a job that has ended shows that the
+            // engine makes progress.
             self.spawn(async move {
                 written().await;
+                // Before the answer, so that the next drop of the same thread finds a full allowance.
                 renewed.renew();
                 let _ = done.send(());
             });
@@ -204,16 +221,18 @@ impl Engine {
         }
     }
 
+    /// Submits a job, and starts the dispatcher if there is none.
     fn submit(&self, job: MakeJob) -> Result<(), Stopped> {
         if self.is_forked() {
-            // What it owns is the parent's.
+            // The job owns senders and tasks of the parent. Dropping them could take a mutex that nobody unlocks.
             forget(job);
             return Err(Stopped::Forked);
         }
         let Some(job) = self.enqueue(job) else {
             return Ok(());
         };
-        // No job yet, or the runtime of the dispatcher has shut down.
+        // There was no job yet, or the runtime of the dispatcher has shut down. Asked for without the mutex, because
+        // this may start a thread.
         let runtime = self.home.runtime()?;
         let (queue, jobs) = mpsc::unbounded_channel();
         let task = Arc::new(OnceLock::new());
@@ -221,9 +240,13 @@ impl Engine {
             queue,
             task: Arc::clone(&task),
         };
+        // Only a dispatcher that is in place gets a task. Another thread may submit a job before the task runs: the job
+        // then waits in the queue.
         let unused = self.replace_closed(dispatcher);
         if unused.is_none() {
-            // Drops the queue at once if the runtime has shut down.
+            // If the runtime has shut down, this drops the receiver, and the send below fails. Unconstrained, because
+            // all jobs share this task: Tokio's budget for one task would stop all of them. `JOBS_PER_TURN` is the
+            // limit instead.
             runtime.spawn(unconstrained(dispatch(task, jobs)));
         }
         match self.enqueue(job) {
@@ -232,18 +255,22 @@ impl Engine {
         }
     }
 
-    /// Hands a job to the dispatcher; returns the job if there is none.
+    /// Sends a job to the dispatcher. Returns the job if there is no dispatcher.
     fn enqueue(&self, job: MakeJob) -> Option<MakeJob> {
         let mut dispatcher = self.lock();
         let queue = match &*dispatcher {
             Some(dispatcher) => &dispatcher.queue,
             None => return Some(job),
         };
+        // The mutex is held from here to the `take`: without it, the `take` could remove a new dispatcher that another
+        // thread has put in place in between.
         if let Err(refused) = queue.send(job) {
             return Some(refused.0);
         }
         if queue.is_closed() {
-            // The dispatcher may have emptied its queue just before. Then the job is dropped with the queue.
+            // The dispatcher may have ended and emptied its queue just before the send. Nobody would read this job, and
+            // its caller would wait for ever. Dropping the last sender drops the queue with the job. Without the mutex,
+            // because a dropped job may submit another one.
             let closed = dispatcher.take();
             drop(dispatcher);
             drop(closed);
@@ -251,9 +278,7 @@ impl Engine {
         None
     }
 
-    /// Puts a dispatcher in place, unless another thread was quicker; returns the one that is not used.
-    ///
-    /// A replaced one is dropped here, without the lock: the jobs in its queue own what may submit jobs when dropped.
+    /// Puts a dispatcher in place, unless another thread did so first. Returns the dispatcher that is not used.
     fn replace_closed(&self, new: Dispatcher) -> Option<Dispatcher> {
         let mut current = self.lock();
         if let Some(alive) = &*current
@@ -262,6 +287,7 @@ impl Engine {
             return Some(new);
         }
         let closed = current.replace(new);
+        // The mutex is released first: a job in the old queue may submit another job when it is dropped.
         drop(current);
         drop(closed);
         None
@@ -273,11 +299,12 @@ impl Engine {
     }
 }
 
-/// The output of a job, for the one who waits.
+/// The future of a job's output. Dropping it drops the job.
 #[must_use = "the job is dropped with this"]
 pub(crate) struct Running<T> {
     /// `None` once the output was received.
     received: Option<oneshot::Receiver<T>>,
+    /// Why the job was not submitted, until a poll has returned the reason.
     refused: Option<Stopped>,
     process: u32,
     was_polled: bool,
@@ -295,15 +322,16 @@ impl<T> Future for Running<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let is_first = !mem::replace(&mut self.was_polled, true);
+        // Not at the first poll: a caller that retries without a delay would never give its executor a turn.
         if self.refused.is_some() && is_first {
-            // Not at once: a caller that tries again and again would keep its executor from all else.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         if let Some(refused) = self.refused.take() {
             return Poll::Ready(Err(refused));
         }
-        // The job was submitted just before the first poll. A look costs a system call.
+        // The first poll follows the submission at once, in the same process. Later polls may be in a child. The check
+        // is a system call, so the first poll saves it.
         if !is_first && self.is_forked() {
             return Poll::Ready(Err(Stopped::Forked));
         }
@@ -318,7 +346,8 @@ impl<T> Future for Running<T> {
 
 impl<T> Drop for Running<T> {
     fn drop(&mut self) {
-        // The job is the parent's. Its thread is not here, and may have left a lock taken.
+        // The job runs in the parent. Dropping the receiver would wake a task of the parent, and for that take a mutex
+        // that a thread of the parent may have held at the fork.
         if self.received.is_some() && self.is_forked() {
             forget(self.received.take());
         }
@@ -335,7 +364,7 @@ impl Named {
     }
 
     fn runtime(&self) -> Result<Handle, Stopped> {
-        // A child of a fork has the runtime, but not its threads.
+        // The child has a copy of the runtime, but not its threads, so nothing would ever run there.
         if self.process != process::id() {
             return Err(Stopped::Forked);
         }
@@ -347,8 +376,10 @@ impl Named {
     }
 }
 
-/// Whether sockets and timers work on a runtime. Tokio has no other way to tell than to panic where they do not.
+/// Whether sockets and timers work on a runtime. Tokio only shows this by a panic where they do not.
 fn has_drivers(runtime: &Handle) -> bool {
+    // Bound before the check. If that fails, for want of descriptors, the I/O driver is taken to work: the first
+    // connect will then fail with an error that says why.
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| {
         socket.set_nonblocking(true)?;
         Ok(socket)
@@ -375,9 +406,12 @@ impl Home {
 fn thread() -> io::Result<Handle> {
     static THREAD: PerProcess<Thread> = PerProcess::new();
 
+    // Made first and started second: of two threads that make a runtime at once, only the one whose runtime is kept
+    // starts a thread.
     THREAD.get_or_try_init(Thread::new)?.start()
 }
 
+/// The thread `redlock` and its runtime.
 struct Thread {
     handle: Handle,
     /// `None` once the thread has been started.
@@ -388,7 +422,8 @@ impl Thread {
     fn new() -> io::Result<Self> {
         let mut runtime = runtime::Builder::new_current_thread();
         let runtime = runtime.enable_io().enable_time().thread_name(NAME);
-        // Tokio panics where there are not enough descriptors for the signals that it also sees to.
+        // Tokio panics if there are no descriptors left for the signals that it also handles. A panic in the caller's
+        // `lock` would be worse than an error.
         let runtime = catch_unwind(AssertUnwindSafe(|| runtime.build()));
         let runtime = runtime.map_err(|_| io::Error::other("its runtime cannot be built"))??;
         Ok(Self {
@@ -397,16 +432,18 @@ impl Thread {
         })
     }
 
-    /// Starts the thread, if that has not been done.
+    /// Starts the thread, unless it runs already.
     fn start(&self) -> io::Result<Handle> {
         let mut waiting = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(runtime) = waiting.take() {
+            // Shared with the closure, so that the runtime is still here if the thread cannot be started. This handle
+            // is never the last one otherwise, as the thread never ends: a runtime must not be dropped within another.
             let runtime = Arc::new(runtime);
             let run = Arc::clone(&runtime);
             let run = move || run.block_on(pending::<()>());
             let started = thread::Builder::new().name(NAME.into()).spawn(run);
             if let Err(error) = started {
-                // The next job tries again.
+                // The failed spawn has dropped the closure, so this is the only handle. The next job tries again.
                 *waiting = Arc::into_inner(runtime);
                 return Err(error);
             }
@@ -417,7 +454,8 @@ impl Thread {
 
 impl Drop for Thread {
     fn drop(&mut self) {
-        // Another thread was quicker to make one. This may be within a runtime, where none may be dropped.
+        // Another thread made its runtime first, so this one was never started. The caller may be inside a runtime,
+        // where the drop of a runtime panics. A shutdown in the background does not.
         let runtime = self
             .runtime
             .get_mut()
@@ -428,26 +466,31 @@ impl Drop for Thread {
     }
 }
 
-/// Polls all jobs until there are none and no more can come.
+/// Polls all jobs. Ends when there are no jobs left and all senders of the queue are gone.
 async fn dispatch(task: Arc<OnceLock<Id>>, mut queue: mpsc::UnboundedReceiver<MakeJob>) {
     let _ = task.set(id());
     let mut jobs = FuturesUnordered::new();
     let mut arrived = Vec::with_capacity(JOBS_PER_TURN);
-    let mut beat = pin!(sleep(Duration::ZERO));
+    let mut timer_ahead = pin!(sleep(Duration::ZERO));
     poll_fn(|cx| {
         let mut begun = 0;
         while begun < JOBS_PER_TURN {
-            // Begun together, so that their commands are written together.
+            // All jobs that have arrived start before this task returns to the scheduler, and only then do connections
+            // write. So their commands share a write.
             let taken = queue.poll_recv_many(cx, &mut arrived, JOBS_PER_TURN);
-            if matches!(taken, Poll::Ready(1..)) && beat.is_elapsed() {
-                beat.as_mut().reset(Instant::now() + BEAT);
+            // Reset only after it has elapsed: a reset per job would be a system call per job.
+            if matches!(taken, Poll::Ready(1..)) && timer_ahead.is_elapsed() {
+                timer_ahead.as_mut().reset(Instant::now() + TIMER_AHEAD);
             }
-            let _ = beat.as_mut().poll(cx);
+            let _ = timer_ahead.as_mut().poll(cx);
             begun += arrived.len();
+            // In the order of the queue, behind jobs that were woken before. `begin` and `shutdown` rely on this order.
             jobs.extend(arrived.drain(..).map(|make| make()));
             let mut ended = 0;
             while let Poll::Ready(Some(())) = jobs.poll_next_unpin(cx) {
                 ended += 1;
+                // Every ended job may have woken a caller, and that caller may submit the next job: give the others a
+                // turn.
                 if ended == JOBS_PER_TURN {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
@@ -456,49 +499,52 @@ async fn dispatch(task: Arc<OnceLock<Id>>, mut queue: mpsc::UnboundedReceiver<Ma
             match taken {
                 Poll::Ready(0) if jobs.is_empty() => return Poll::Ready(()),
                 Poll::Ready(0) | Poll::Pending => return Poll::Pending,
-                // There may be more.
+                // More jobs may have arrived.
                 Poll::Ready(_) => {}
             }
         }
+        // The limit was reached while jobs still arrived. The last `poll_recv_many` was ready, so it has registered no
+        // waker: this task must wake itself.
         cx.waker().wake_by_ref();
         Poll::Pending
     })
     .await;
 }
 
-/// Ends once the connections have written what jobs have sent so far. Only for the thread, which runs one task at a time.
-///
-/// A task that yields is woken when no other task can run, or after some dozens of turns of others. By then a connection
-/// has had its turn, in which it writes all that was sent before, up to some dozens of pipelines. What one turn of the
-/// dispatcher has sent takes two turns of a connection at most; the others are for a busy thread.
+/// Ends when the connections have written all commands that jobs have sent so far. Only for the thread, which runs one
+/// task at a time.
 async fn written() {
+    // A task that yields is woken when no other task can run, or after some dozens of turns of other tasks. By then
+    // each connection has had a turn, in which it writes all commands that were sent before, up to some dozens of
+    // pipelines. The commands of one turn of the dispatcher need at most two turns of a connection. The other two
+    // yields are a margin for a busy thread.
     for _ in 0..4 {
         yield_now().await;
     }
 }
 
-/// A job whose panic ends this job and no other.
+/// Makes a job whose panic ends this job and no other.
 fn guarded(job: impl Future<Output = ()> + Send + 'static) -> Job {
     AssertUnwindSafe(job).catch_unwind().map(drop).boxed()
 }
 
-/// Polls a job until it has its output, or the receiver is dropped; then the rest, in any case.
+/// Polls a job until it has its output, or until the receiver is dropped. Then polls the rest to its end.
 async fn while_wanted<T, R: Future<Output = ()>>(
     mut job: BoxFuture<'static, (T, R)>,
     mut wanted: oneshot::Sender<T>,
 ) {
     let ended = poll_fn(|cx| {
-        // First, so that a job whose caller has gone before it was begun does nothing.
+        // Checked before the job is polled, so a job whose caller has gone before its start sends nothing.
         if wanted.poll_closed(cx).is_ready() {
             return Poll::Ready(None);
         }
         job.poll_unpin(cx).map(Some)
     });
     let ended = ended.await;
-    // Before its caller goes on: what the job owns is gone by then.
+    // Before the caller continues: the caller may rely on the job's claims and handles being dropped by then.
     drop(job);
     if let Some((output, rest)) = ended {
-        // Where the receiver was dropped meanwhile, the output is dropped here.
+        // If the receiver was dropped just now, this drops the output. A guard in it is then released.
         drop(wanted.send(output));
         rest.await;
     }

@@ -1,4 +1,4 @@
-//! The errors: one type per operation, each with what every master had to say.
+//! The errors: one type per operation, with the answer of every master.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::vote::Ballots;
 
 /// Why a [`Redlock`](crate::Redlock) could not be built.
 ///
-/// Masters are named as they were given, without user, password and query.
+/// Messages name a master as it was given, without user, password and query.
 ///
 /// # Examples
 ///
@@ -28,13 +28,13 @@ pub enum BuildError {
     /// No master was given.
     #[error("no master is given: name at least one, better three or five independent ones")]
     NoMaster,
-    /// The same master was given twice: it would have two votes.
+    /// The same master was given twice, and would have two votes.
     #[error("master {master} is given twice: each must be an independent Redis")]
     DuplicateMaster {
-        /// The address that came up again.
+        /// The address that was given twice.
         master: Address,
     },
-    /// A URL that is not one of a Redis master.
+    /// A URL cannot be used for a Redis master.
     #[error(
         "master {master:?} cannot be used: {source} (expected redis://, rediss://, valkey://, valkeys:// or \
          unix:// and an address)"
@@ -42,10 +42,10 @@ pub enum BuildError {
     Url {
         /// The URL as it was given, without user, password and query.
         master: String,
-        /// What is wrong with it.
+        /// What is wrong with the URL.
         source: RedisError,
     },
-    /// A master wants TLS, and the crate was built without it.
+    /// A master needs TLS, and the crate was built without TLS.
     #[error(
         "master {master:?} wants TLS: build tokio-redlock with the feature tls-rustls or tls-native-tls"
     )]
@@ -53,41 +53,42 @@ pub enum BuildError {
         /// The URL as it was given, without user, password and query.
         master: String,
     },
-    /// A drift factor below 0, above 0.5, or not a number.
+    /// The drift factor is below 0, above 0.5, or not a number.
     #[error("drift factor {factor} is out of range: it must be between 0 and 0.5, usually 0.01")]
     DriftFactor {
-        /// What was given.
+        /// The factor that was given.
         factor: f64,
     },
-    /// A request timeout below 1 ms or above 60 s.
+    /// The request timeout is below 1 ms or above 60 s.
     #[error("request timeout {timeout:?} is out of range: it must be between 1 ms and 60 s")]
     RequestTimeout {
-        /// What was given.
+        /// The timeout that was given.
         timeout: Duration,
     },
 }
 
-/// A ttl that cannot be used.
+/// Why a ttl cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum TtlError {
-    /// Nothing would be left of it once the drift is taken off, which is 1 % and 2 ms unless set otherwise.
+    /// No validity would be left after the drift is taken off. The drift is 1 % of the ttl and 2 ms, unless set
+    /// otherwise.
     #[error(
         "ttl {ttl:?} is too short: clock drift alone takes {drift:?} of it (a ttl is a Duration: was that meant \
          to be seconds?)"
     )]
     TooShort {
-        /// What was given.
+        /// The ttl that was given.
         ttl: Duration,
-        /// What the drift takes off it.
+        /// The drift for this ttl.
         drift: Duration,
     },
-    /// More milliseconds than Redis can count.
+    /// The ttl has more milliseconds than Redis can count.
     #[error("ttl {ttl:?} is too long: Redis takes at most {max:?}")]
     TooLong {
-        /// What was given.
+        /// The ttl that was given.
         ttl: Duration,
-        /// The longest ttl there is.
+        /// The longest ttl that is allowed.
         max: Duration,
     },
 }
@@ -102,9 +103,9 @@ pub enum TtlError {
 /// # async fn example(dlm: Redlock) {
 /// match dlm.lock("invoice:42", Duration::from_secs(30)).await {
 ///     Ok(guard) => drop(guard),
-///     Err(LockError::Taken(attempts)) => println!("somebody else is at it: {attempts}"),
-///     Err(LockError::Unreachable(attempts)) => {
-///         for ballot in &attempts.ballots {
+///     Err(LockError::Taken(failure)) => println!("somebody else holds it: {failure}"),
+///     Err(LockError::Unreachable(failure)) => {
+///         for ballot in &failure.ballots {
 ///             eprintln!("{}: {}", ballot.master, ballot.vote);
 ///         }
 ///     }
@@ -118,13 +119,13 @@ pub enum LockError {
     /// The ttl cannot be used. Nothing was sent.
     #[error(transparent)]
     Ttl(#[from] TtlError),
-    /// A quorum was within reach, but others hold the lock, or compete for it.
+    /// Others hold the lock, or compete for it. Fewer masters failed than would make a quorum impossible.
     #[error("resource {:?} is taken: {}", name(&.0.resource), .0)]
     Taken(LockFailure),
-    /// Too few masters answered for a quorum, whoever holds the lock.
+    /// So many masters failed that a quorum was impossible, whoever holds the lock.
     #[error("too few masters can be reached to lock {:?}: {}", name(&.0.resource), .0)]
     Unreachable(#[source] LockFailure),
-    /// A quorum agreed, but only when the ttl, less drift, had passed.
+    /// A quorum granted the lock, but the validity was over before the call returned.
     #[error(
         "lock on {:?} was won too late, its ttl was over before a quorum had agreed: {}",
         name(&.0.resource), .0
@@ -132,17 +133,17 @@ pub enum LockError {
     TooLate(LockFailure),
 }
 
-/// How a lock was tried for in vain: for how long, how often, and what each master said the last time.
+/// How a lock request failed: after how long, after how many attempts, and what each master answered last.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LockFailure {
     /// The resource, without the key prefix.
     pub resource: Vec<u8>,
-    /// How many attempts were made.
+    /// The number of attempts.
     pub attempts: u32,
-    /// From the beginning of the first attempt to the end of the last.
+    /// The time from the beginning of the first attempt to the end of the last.
     pub waited: Duration,
-    /// What every master said in the last attempt, in the order of the masters.
+    /// The answer of every master in the last attempt, in the order of the masters.
     pub ballots: Ballots,
 }
 
@@ -172,30 +173,29 @@ impl std::error::Error for LockFailure {
     }
 }
 
-/// A lock that can no longer be trusted, while something still depended on it.
+/// The lock was lost while something still depended on it.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("lock on {resource:?} is lost: {reason}")]
 #[non_exhaustive]
 pub struct LostError {
-    /// The resource, without the key prefix; bytes that are not UTF-8 are replaced.
+    /// The resource, without the key prefix. Bytes that are not UTF-8 are replaced.
     pub resource: String,
-    /// How it was lost.
+    /// Why the lock was lost.
     pub reason: LossReason,
 }
 
-/// How a lock came to be lost.
+/// Why a lock was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LossReason {
-    /// Its validity ended: it was not extended, or no quorum confirmed that in time.
+    /// The validity ended: the lock was not extended, or no quorum confirmed the extension in time.
     Expired,
-    /// A quorum of masters said that the key is not ours any more: deleted, or taken over.
+    /// A quorum of masters answered that the key is not ours any more: it was deleted or taken over.
     Taken,
-    /// The longest lifetime that was set for keeping it alive is over.
+    /// The `max_lifetime` of [`KeepAlive`](crate::KeepAlive) is over.
     LifetimeReached,
-    /// Its client has ended: the runtime that was given to
-    /// [`RedlockBuilder::runtime`](crate::RedlockBuilder::runtime) has shut down, or this process was forked from the
-    /// one that holds the lock.
+    /// The client has ended: the runtime that was given to [`RedlockBuilder::runtime`](crate::RedlockBuilder::runtime)
+    /// has shut down, or this process was forked from the process that holds the lock.
     ClientEnded,
 }
 
@@ -212,82 +212,83 @@ impl fmt::Display for LossReason {
     }
 }
 
-/// Why work under a lock was not done, or not to the end.
+/// Why work under a lock did not run, or not to its end.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum RunError {
-    /// The lock was not granted; the work was not begun.
+    /// The lock was not granted. The work was not started.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The lock was lost; the work was dropped where it stood.
+    /// The lock was lost. The work was dropped at its current await point.
     #[error(transparent)]
     Lost(#[from] LostError),
 }
 
-/// Why a lock was not extended. Nothing is released, and what validity was left still stands.
+/// Why a lock was not extended. The error releases nothing, and does not change the validity.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum ExtendError {
     /// The ttl cannot be used. Nothing was sent.
     #[error(transparent)]
     Ttl(#[from] TtlError),
-    /// The lock is lost, before the extension was asked for or before a quorum had confirmed it. It must not be
-    /// relied on any more, even if masters still hold the key.
+    /// The lock is lost: either before the extension was sent, or before a quorum had confirmed the extension. Do not
+    /// rely on the lock any more, even if masters still hold its key.
     #[error("lock on {resource:?} is lost: {reason}{}", in_parentheses(ballots))]
     Lost {
-        /// The resource, without the key prefix; bytes that are not UTF-8 are replaced.
+        /// The resource, without the key prefix. Bytes that are not UTF-8 are replaced.
         resource: String,
-        /// How it was lost.
+        /// Why the lock was lost.
         reason: LossReason,
-        /// What every master said; empty where that did not matter.
+        /// The answer of every master. Empty where the answers did not matter.
         ballots: Ballots,
     },
-    /// Fewer than a quorum confirmed in time. The old validity stands; try again while it lasts.
+    /// Fewer than a quorum confirmed in time. The old validity is unchanged. Try again before it ends.
     #[error(
-        "too few masters confirmed the extension of {resource:?}, the old validity stands ({ballots})"
+        "too few masters confirmed the extension of {resource:?}, the old validity is unchanged ({ballots})"
     )]
     Unconfirmed {
-        /// The resource, without the key prefix; bytes that are not UTF-8 are replaced.
+        /// The resource, without the key prefix. Bytes that are not UTF-8 are replaced.
         resource: String,
-        /// What every master said.
+        /// The answer of every master.
         ballots: Ballots,
     },
 }
 
-/// Why a lock of another process was not taken over. It is left as it was.
+/// Why a lock of another process was not taken over. No key was set or deleted.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum AdoptError {
-    /// It could not be extended.
+    /// The lock could not be extended.
     #[error(transparent)]
     Extend(#[from] ExtendError),
 }
 
-/// What a release found. Either way the guard is used up, and masters that did not answer are asked again in the
-/// background until the ttl is over.
+/// Why a release was not successful. In each case the guard is consumed, and the client sends the delete again in the
+/// background to masters that did not answer, until the ttl is over.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum ReleaseError {
-    /// The lock was not ours any more on a quorum of masters: it had expired, or was deleted or taken over.
-    /// Nobody else's key was touched.
+    /// The lock was not ours any more on a quorum of masters: it had expired, or was deleted or taken over. No key of
+    /// another holder was deleted.
     #[error(
         "lock on {resource:?} was not ours any more when released: it had expired or was taken over{}",
         in_parentheses(ballots)
     )]
     NotHeld {
-        /// The resource, without the key prefix; bytes that are not UTF-8 are replaced.
+        /// The resource, without the key prefix. Bytes that are not UTF-8 are replaced.
         resource: String,
-        /// What every master said.
+        /// The answer of every master.
         ballots: Ballots,
     },
     /// Fewer than a quorum answered in time.
     #[error(
-        "too few masters confirmed the release of {resource:?}; it goes on in the background, until the ttl is over at most ({ballots})"
+        "too few masters confirmed the release of {resource:?}; it continues in the background until the ttl is over \
+         ({ballots})"
     )]
     Unconfirmed {
-        /// The resource, without the key prefix; bytes that are not UTF-8 are replaced.
+        /// The resource, without the key prefix. Bytes that are not UTF-8 are replaced.
         resource: String,
-        /// What every master said.
+        /// The answer of every master.
         ballots: Ballots,
     },
 }
@@ -300,7 +301,7 @@ fn in_parentheses(ballots: &Ballots) -> String {
     }
 }
 
-/// A resource as it stands in messages: text as it is, other bytes replaced.
+/// A resource as messages show it: bytes that are not UTF-8 are replaced.
 pub(crate) fn name(resource: &[u8]) -> String {
     String::from_utf8_lossy(resource).into_owned()
 }

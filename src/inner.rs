@@ -1,4 +1,4 @@
-//! What all clones, guards and jobs of one `Redlock` share.
+//! The state that all clones, guards and jobs of one `Redlock` share.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::release::Releases;
 use crate::retry::RetryPolicy;
 
 pub(crate) struct Inner {
-    /// Where each master is, and what connections to it are made of.
+    /// The address of each master, and the source of its connections.
     pub(crate) sources: Vec<(Address, Source)>,
     pub(crate) home: Home,
     pub(crate) retry: RetryPolicy,
@@ -25,11 +25,11 @@ pub(crate) struct Inner {
     pub(crate) drift: Drift,
     pub(crate) clock: Clock,
     pub(crate) random: Random,
-    /// A forked child has connections of its own.
+    /// One per process: a forked child cannot use its parent's connections, so it opens connections of its own.
     pub(crate) core: PerProcess<Arc<Core>>,
 }
 
-/// What runs in one process.
+/// The part that runs in one process.
 pub(crate) struct Core {
     pub(crate) engine: Arc<Engine>,
     pub(crate) masters: Masters,
@@ -45,12 +45,14 @@ impl Inner {
         self.sources.iter().map(|(address, _)| address).collect()
     }
 
-    /// What runs in this process. Nothing does before the first job.
+    /// Returns what runs in this process. Starts neither a thread nor a connection: the first job does.
     pub(crate) fn core(&self) -> &Arc<Core> {
         self.core.get_or_init(|| {
             let engine = Arc::new(Engine::new(self.home.clone()));
             let sources = self.sources.iter().cloned();
             let masters = sources.map(|(address, source)| {
+                // Weak, so that a task that still opens a connection does not keep the engine alive when the client is
+                // dropped.
                 let engine = Arc::downgrade(&engine);
                 Master::new(address, source, engine, self.request_timeout)
             });

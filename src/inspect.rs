@@ -1,4 +1,4 @@
-//! Looking at a resource without locking it.
+//! Looking at a resource without locking it: the views of all masters, and what a quorum of them says.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,15 +6,15 @@ use std::time::Duration;
 use crate::protocol::quorum::quorum;
 pub use crate::vote::{KeyState, MasterView};
 
-/// Who holds a resource, as the masters see it. Made by [`Redlock::inspect`](crate::Redlock::inspect).
+/// Who holds a resource, as the masters see it. Returned by [`Redlock::inspect`](crate::Redlock::inspect).
 ///
-/// It is out of date when it arrives: for dashboards and messages, not for decisions.
+/// An inspection is out of date when it arrives. Use it for dashboards and messages, not for decisions.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Inspection {
-    /// What a quorum says.
+    /// The answer of a quorum.
     pub verdict: Verdict,
-    /// What each master says, in the order of the masters.
+    /// The view of each master, in the order of the masters.
     pub views: Vec<MasterView>,
 }
 
@@ -22,16 +22,16 @@ pub struct Inspection {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verdict {
-    /// A quorum has no key: the lock can be had.
+    /// A quorum has no key: the lock is free.
     Free,
-    /// A quorum holds the key for one value.
+    /// A quorum has the key with the same value.
     Held {
         /// The value of the holder.
         value: Vec<u8>,
-        /// When less than a quorum will hold it, unless it is extended; `None` if it never expires.
+        /// The time until fewer than a quorum hold the key, unless the lock is extended. `None` if that never happens.
         expires_in: Option<Duration>,
     },
-    /// A quorum answered, and is not of one mind: several clients compete, or a lock just comes or goes.
+    /// A quorum answered, but no quorum agrees: several clients compete, or a lock is just being taken or released.
     Contested,
     /// Fewer than a quorum answered.
     Unknown,
@@ -66,7 +66,8 @@ fn verdict(views: &[MasterView]) -> Verdict {
     }
     match held.into_iter().find(|(_, times)| times.len() >= quorum) {
         Some((value, mut times)) => {
-            // Longest first: with the quorum-th of them the quorum is gone.
+            // Longest first. The quorum ends when the quorum-th longest key expires: fewer than a quorum are left from
+            // then on.
             times.sort_by_key(|expires_in| std::cmp::Reverse(expires_in.unwrap_or(Duration::MAX)));
             Verdict::Held {
                 value: value.to_vec(),
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn without_one_mind_it_is_contested() {
+    fn answers_without_a_common_quorum_are_contested() {
         assert_eq!(
             look([held("a", 1), held("b", 1), held("c", 1)]),
             Verdict::Contested
@@ -134,12 +135,12 @@ mod tests {
     }
 
     #[test]
-    fn too_few_answers_say_nothing() {
+    fn fewer_answers_than_a_quorum_are_unknown() {
         assert_eq!(look([KeyState::Free, down(), down()]), Verdict::Unknown);
     }
 
     #[test]
-    fn the_quorum_is_gone_with_the_first_key_that_breaks_it() {
+    fn the_quorum_ends_when_the_quorum_th_longest_key_expires() {
         let forever = KeyState::Held {
             value: "a".into(),
             expires_in: None,

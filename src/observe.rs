@@ -1,4 +1,4 @@
-//! How an operation ended, for the log: one span each, with the outcome and the elapsed time.
+//! The outcome of each operation for the log: one span per operation, with the outcome and the elapsed time.
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use crate::error::{ExtendError, LockError, LossReason, ReleaseError, name};
 /// An operation under way.
 pub(crate) struct Operation {
     span: Span,
+    /// Tokio's clock, so that tests with a paused clock log the same times in every run.
     started: Instant,
 }
 
@@ -56,7 +57,7 @@ impl Operation {
         &self.span
     }
 
-    /// Records the outcome.
+    /// Records the outcome and the elapsed time.
     pub(crate) fn ended<T, E: Failure>(self, result: &Result<T, E>) {
         let outcome = match result {
             Ok(_) => E::SUCCESS,
@@ -67,9 +68,9 @@ impl Operation {
     }
 }
 
-/// An error as one word in the log.
+/// An error that has one word for the log.
 pub(crate) trait Failure {
-    /// The word where there is no error.
+    /// The word for success.
     const SUCCESS: &'static str;
 
     fn outcome(&self) -> &'static str;

@@ -1,17 +1,19 @@
-//! A value that each process has for itself: a forked child makes its own instead of using that of its parent, whose
-//! threads it does not have, and whose locks those threads may have left taken.
+//! A value that each process has for itself. A forked child makes its own value and does not use that of its parent:
+//! the threads of the parent do not exist in the child, and the mutexes that they held at the fork stay locked there.
 
 use std::mem::forget;
 use std::process;
 use std::sync::OnceLock;
 
-/// The values of this process and of those that it was forked from, oldest first.
+/// The values of this process and of its ancestors, oldest first.
 ///
-/// What makes a value runs outside of any lock, so that hardly any can be taken at the moment of a fork: only for the
-/// nanoseconds in which the value is put in its place.
+/// A value is made outside of any lock. So a fork hardly ever happens while a lock here is held: only in the
+/// nanoseconds in which a value is put in place.
 pub(crate) struct PerProcess<T> {
-    /// The value and the process that it belongs to.
+    /// A value and the process that made it. Written once: a child leaves the entry of its parent untouched, because
+    /// its drop could take a mutex that nobody unlocks.
     value: OnceLock<(u32, T)>,
+    /// The entry of a process that was forked after the value was made.
     child: OnceLock<Box<PerProcess<T>>>,
 }
 
@@ -23,17 +25,23 @@ impl<T> PerProcess<T> {
         }
     }
 
-    /// The value of this process; made now if there is none. Where two threads make one at once, one is dropped.
+    /// Returns the value of this process, and makes the value if there is none. If two threads make a value at once,
+    /// one of the two is dropped.
     pub(crate) fn get_or_try_init<E>(&self, make: impl FnOnce() -> Result<T, E>) -> Result<&T, E> {
+        // Read on every call: nothing informs this process that it was forked.
         let process = process::id();
         let mut entry = self;
         loop {
             match entry.value.get() {
+                // The common case takes no lock: a set `OnceLock` is one load.
                 Some((owner, value)) if *owner == process => return Ok(value),
+                // An ancestor's value. Only an empty box is made under the lock of the `OnceLock`, to keep that short.
                 Some(_) => entry = entry.child.get_or_init(|| Box::new(Self::new())),
                 None => break,
             }
         }
+        // Outside the lock of the `OnceLock`. `make` may take long, and a fork meanwhile would leave a lock in the
+        // child that nobody unlocks. An error leaves the entry empty, so the next call tries again.
         let made = make()?;
         Ok(&entry.value.get_or_init(|| (process, made)).1)
     }
@@ -46,6 +54,7 @@ impl<T> PerProcess<T> {
 
 impl<T> Drop for PerProcess<T> {
     fn drop(&mut self) {
+        // An ancestor's value is leaked: its drop could join threads or take mutexes that exist in the ancestor only.
         if let Some(value) = self.value.take()
             && value.0 != process::id()
         {

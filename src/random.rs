@@ -1,10 +1,11 @@
-//! Where randomness comes from: values, retry delays, jitter.
+//! The source of randomness: for values, retry delays and jitter.
 
 use rand::Rng;
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 
-/// The operating system's, so that no process draws what another one that was forked from it draws; in tests a seed's.
+/// The operating system's generator: a parent and its forked child then never draw the same value. Tests use a
+/// generator with a seed.
 #[derive(Debug, Default)]
 pub(crate) enum Random {
     #[default]
@@ -14,7 +15,7 @@ pub(crate) enum Random {
 }
 
 impl Random {
-    /// Always the same from the same seed.
+    /// The same seed gives the same numbers.
     #[cfg(any(test, feature = "test-util"))]
     pub(crate) fn seeded(seed: u64) -> Self {
         use rand::{SeedableRng, rngs::StdRng};
@@ -23,6 +24,7 @@ impl Random {
 
     pub(crate) fn draw<T>(&self, draw: impl FnOnce(&mut dyn Rng) -> T) -> T {
         match self {
+            // A value must be unpredictable and unique, so without randomness there is nothing to do but panic.
             Self::System => draw(&mut UnwrapErr(SysRng)),
             #[cfg(any(test, feature = "test-util"))]
             Self::Seeded(rng) => {

@@ -1,4 +1,4 @@
-//! The client: every public verb. What a verb does is in the modules below.
+//! The client, with every public verb. The modules below implement the verbs.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,11 +16,13 @@ use crate::vote::MasterError;
 
 /// A distributed lock manager over N independent Redis or Valkey masters.
 ///
-/// Cheap to clone; clones share their connections, one to each master, which are opened when first needed.
+/// A `Redlock` is cheap to clone. All clones share one connection to each master, which is opened when it is first
+/// needed.
 ///
-/// The connections and all background work live on a thread of the process named `redlock`, which all clients share and
-/// the first request starts; or on a runtime that you name by [`RedlockBuilder::runtime`]. The futures of this crate
-/// may be awaited on any executor, and outlive the runtime that they were begun in.
+/// The connections and all background work run on one thread of the process, named `redlock`. The first request starts
+/// this thread, and all clients share it. [`RedlockBuilder::runtime`](crate::RedlockBuilder::runtime) names a runtime
+/// to use instead. The futures of this crate may be awaited on any executor, also after the runtime that first polled
+/// them has ended.
 ///
 /// # Examples
 ///
@@ -31,7 +33,7 @@ use crate::vote::MasterError;
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// let dlm = Redlock::new(["redis://10.0.0.1", "redis://10.0.0.2", "redis://10.0.0.3"])?;
 /// let guard = dlm.lock("invoice:42", Duration::from_secs(30)).await?;
-/// // ... nobody else holds "invoice:42" for as long as the guard is valid ...
+/// // ... nobody else holds "invoice:42" while the guard is valid ...
 /// guard.release().await?;
 /// # Ok(())
 /// # }
@@ -48,19 +50,24 @@ impl Redlock {
         }
     }
 
-    /// Locks a resource for `ttl`, waiting for it as the retry policy says.
+    /// Locks a resource for `ttl`, and retries as the retry policy says.
     ///
-    /// The request does nothing until awaited; options for this one call go before that. The future is `'static`
-    /// and can be spawned.
+    /// The request sends nothing until it is awaited. Options for this one call go before the `.await`. The future is
+    /// `'static`, so it can be spawned.
     ///
     /// # Errors
     ///
-    /// A [`LockError`] that tells taken from unreachable from too late, with what every master said.
+    /// A [`LockError`](crate::LockError), with the answer of every master in the last attempt.
+    ///
+    /// - [`LockError::Taken`](crate::LockError::Taken): others hold the lock or compete for it.
+    /// - [`LockError::Unreachable`](crate::LockError::Unreachable): too few masters answered.
+    /// - [`LockError::TooLate`](crate::LockError::TooLate): a quorum agreed when the validity was already over.
+    /// - [`LockError::Ttl`](crate::LockError::Ttl): the ttl cannot be used. Nothing was sent.
     ///
     /// # Cancel safety
     ///
-    /// Drop the future whenever you like: what it had asked for is undone in the background, and nothing is left
-    /// on a master that can be reached.
+    /// The future may be dropped at any await point. The client then deletes in the background what the future had set.
+    /// No key stays on a master that can be reached.
     ///
     /// # Examples
     ///
@@ -77,11 +84,18 @@ impl Redlock {
         LockRequest::new(&self.inner, resource.as_ref(), ttl)
     }
 
-    /// Locks a resource for `ttl` if that can be done at once: [`lock`](Self::lock) with
-    /// [`RetryPolicy::once`].
+    /// Locks a resource for `ttl` with one attempt: [`lock`](Self::lock) with [`RetryPolicy::once`].
     ///
-    /// When several clients ask at the very same moment, each may win a minority of the masters, and none the
-    /// lock. Where one of them must win, let them try for a second or two.
+    /// When several clients ask at the same moment, each may win a minority of the masters, and no client gets the
+    /// lock. Where one client must win, use [`lock`](Self::lock) with a `max_wait` of a second or two.
+    ///
+    /// # Errors
+    ///
+    /// As for [`lock`](Self::lock).
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`lock`](Self::lock).
     ///
     /// # Examples
     ///
@@ -91,7 +105,7 @@ impl Redlock {
     /// # async fn example(dlm: Redlock) -> Result<(), LockError> {
     /// match dlm.try_lock("nightly", Duration::from_secs(600)).await {
     ///     Ok(guard) => drop(guard),
-    ///     Err(LockError::Taken(_)) => println!("another machine is at it"),
+    ///     Err(LockError::Taken(_)) => println!("another machine does it"),
     ///     Err(other) => return Err(other),
     /// }
     /// # Ok(())
@@ -101,16 +115,17 @@ impl Redlock {
         self.lock(resource, ttl).retry(RetryPolicy::once())
     }
 
-    /// Does some work under a lock: waits for the lock, keeps it alive while the work runs, and releases it.
+    /// Runs some work under a lock: takes the lock, keeps the lock alive while the work runs, and releases the lock.
     ///
-    /// The lock is waited for as the retry policy of the client says; [`LockRequest::run`] does the same with
-    /// options. What the work returns is returned, whatever becomes of the release; should it panic, the lock is
-    /// released and the panic goes on.
+    /// The retry policy of the client applies. [`LockRequest::run`] does the same with options for one call.
+    ///
+    /// The output of the work is returned, also when the release fails. If the work panics, the guard is dropped, which
+    /// releases the lock, and the panic continues.
     ///
     /// # Errors
     ///
-    /// - [`RunError::Lock`]: the lock was not granted, and the work not begun.
-    /// - [`RunError::Lost`]: the lock was lost, and the work dropped where it stood.
+    /// - [`RunError::Lock`]: the lock was not granted. The work was not started.
+    /// - [`RunError::Lost`]: the lock was lost. The work was dropped at its current await point.
     ///
     /// # Cancel safety
     ///
@@ -139,8 +154,12 @@ impl Redlock {
 
     /// Asks every master who holds a resource. Takes no lock.
     ///
-    /// Waits for all masters, for none longer than the request timeout. There is no error: a master that does not
-    /// answer is part of the picture.
+    /// Waits for all masters, but for none longer than the request timeout. There is no error: the result lists a
+    /// master that did not answer as unreachable.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when the future is dropped.
     ///
     /// # Examples
     ///
@@ -148,8 +167,8 @@ impl Redlock {
     /// # use tokio_redlock::{Redlock, inspect::Verdict};
     /// # async fn example(dlm: Redlock) {
     /// match dlm.inspect("invoice:42").await.verdict {
-    ///     Verdict::Free => println!("nobody is at it"),
-    ///     Verdict::Held { expires_in, .. } => println!("somebody is at it, for for up to {expires_in:?} more"),
+    ///     Verdict::Free => println!("nobody holds it"),
+    ///     Verdict::Held { expires_in, .. } => println!("somebody holds it, for up to {expires_in:?} more"),
     ///     other => println!("{other:?}"),
     /// }
     /// # }
@@ -162,6 +181,7 @@ impl Redlock {
             .core()
             .engine
             .run(async move { core.masters.look(&request, patience).await });
+        // Without an engine nothing was asked, and there is no error type: the reason is put into every view.
         let views = looking.await.unwrap_or_else(|stopped| {
             let error = MasterError::NotAsked(stopped.to_string());
             self.inner.core().masters.all_unreachable(&error)
@@ -169,17 +189,19 @@ impl Redlock {
         Inspection::new(views)
     }
 
-    /// Takes over a lock that another process has given up by [`LockGuard::leak`], and extends it to `ttl`.
+    /// Takes over a lock that another process has given up by [`LockGuard::leak`], and extends the lock to `ttl`.
+    ///
+    /// The validity that was handed over counts from this call, not from the first poll of the future.
     ///
     /// # Errors
     ///
-    /// [`AdoptError`], mostly as for [`LockGuard::extend`]: the lock is only taken over if a quorum confirms that, and before the
-    /// validity that was handed over, counted from the call, has ended. After an error no key is set or deleted; it
-    /// may be tried again.
+    /// An [`AdoptError`], with the same causes as for [`LockGuard::extend`]. The lock is taken over only if a quorum
+    /// confirms the extension before the validity that was handed over has ended. After an error no key is set or
+    /// deleted, but some keys may expire later. The call may be tried again.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves the lock where it is, as an error does.
+    /// Dropping the future has the same effect as an error: no key is set or deleted.
     ///
     /// # Examples
     ///
@@ -201,15 +223,22 @@ impl Redlock {
         handover.adopt(&self.inner, ttl)
     }
 
-    /// Waits until every release under way is confirmed by every master that may hold the key, those from drops
-    /// and cancelled attempts too; at most for `timeout`. Returns the number of those that are not: their keys expire
-    /// with the ttl. A release that was given up is counted once.
+    /// Waits, for at most `timeout`, until every release under way is confirmed, and returns the number of unconfirmed
+    /// ones.
     ///
-    /// Call it last, when the guards are dropped: the process can then end in any way without leaving anything behind.
-    /// The client can be used after it.
+    /// A release is confirmed when every master that may hold the key has answered. The releases of dropped guards and
+    /// of cancelled attempts count too. The keys of unconfirmed releases expire with their ttl. A release that the
+    /// client has given up is counted by one call only.
     ///
-    /// A release also counts as under way while a `SET` may still come over an earlier connection that its master does
-    /// not allow to be closed: the delete is repeated until the ttl is over.
+    /// Call this last, when all guards are dropped. If it returns 0, the process can then end in any way and leaves no
+    /// key. The client can still be used afterwards.
+    ///
+    /// A release stays under way while a `SET` may still arrive over an earlier connection that its master does not
+    /// allow to be closed. The client then repeats the delete until the ttl is over.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the wait. The releases go on in the background.
     ///
     /// # Examples
     ///
@@ -225,12 +254,15 @@ impl Redlock {
     /// ```
     pub async fn shutdown(&self, timeout: Duration) -> usize {
         let core = Arc::clone(self.inner.core());
+        // Without a job there was no request, so nothing is to be deleted. Do not start the thread for this.
         if !core.engine.has_started() {
             return core.releases.take_unconfirmed();
         }
-        // A job, so that it comes after what has been dropped before.
+        // A job of the engine: the engine drops the jobs that were cancelled before, and so counts their releases,
+        // first.
         let done = core.releases.clone();
         let done = core.engine.run(async move { done.done(timeout).await });
+        // The runtime has shut down: it dropped its releases, which are counted as unconfirmed.
         done.await
             .unwrap_or_else(|_| core.releases.take_unconfirmed())
     }

@@ -1,23 +1,24 @@
-//! How long to wait between attempts, and when to give up. Pure: it is told how much time has passed, and its
-//! randomness comes from a seed.
+//! How long to wait between attempts, and when to give up. Pure: the caller passes the elapsed time, and the randomness
+//! comes from a seed.
 
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-/// How a lock that is not granted at once is waited for.
+/// How a call waits for a lock that is not granted at once.
 ///
-/// Between attempts it waits a random time, at least the smallest delay, at most a limit that doubles with every
-/// attempt up to the largest delay ("exponential backoff with full jitter"): clients that collided once do not
-/// collide again in step. It gives up after a number of attempts, after a total wait, after whichever comes first,
-/// or never, as told. A wait that would pass the total is not begun, so the answer never comes later than that
-/// by more than the one attempt that was under way.
+/// Between two attempts it waits a random time. The shortest wait is the smallest delay. The longest wait starts at
+/// twice the smallest delay and doubles with every attempt, up to the largest delay. This is "exponential backoff with
+/// full jitter": clients that collided once do not collide again in step.
+///
+/// It gives up after a number of attempts, after a total wait, after whichever comes first, or never. It gives up
+/// instead of starting a wait that would exceed the total, so the call ends at most one attempt after `max_wait`.
 ///
 /// | setting | default | why |
 /// | --- | --- | --- |
-/// | delay | 10 ms to 500 ms | some round trips at first; later about four attempts a second |
-/// | attempts | no limit | the total wait is what a caller feels |
-/// | total wait | 5 s | well within the patience of whoever waits for a web service |
+/// | delay | 10 ms to 500 ms | a few round trips at first; later about four attempts a second |
+/// | attempts | no limit | a caller notices the total wait, not the number of attempts |
+/// | total wait | 5 s | clients of a web service usually wait longer than that |
 ///
 /// # Examples
 ///
@@ -25,11 +26,11 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 /// use std::time::Duration;
 /// use tokio_redlock::RetryPolicy;
 ///
-/// // A nightly job may wait long, and need not look often.
+/// // A nightly job may wait long, and need not ask often.
 /// let patient = RetryPolicy::new()
 ///     .delay(Duration::from_millis(100), Duration::from_secs(5))
 ///     .max_wait(Duration::from_secs(600));
-/// // A handler that has something else to do asks just once.
+/// // A handler that has something else to do makes one attempt.
 /// let impatient = RetryPolicy::once();
 /// # let _ = (patient, impatient);
 /// ```
@@ -48,7 +49,7 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// The defaults, which suit a web service; see the table above.
+    /// Returns the default policy, which suits a web service; see the table of [`RetryPolicy`].
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -59,7 +60,7 @@ impl RetryPolicy {
         }
     }
 
-    /// One attempt, and no waiting.
+    /// Returns a policy with one attempt and no waiting.
     #[must_use]
     pub const fn once() -> Self {
         Self {
@@ -70,8 +71,8 @@ impl RetryPolicy {
 
     /// Sets the smallest and the largest delay between two attempts. Defaults to 10 ms and 500 ms.
     ///
-    /// Equal delays make every wait the same; zero is allowed and means to try again at once. Where `min` is
-    /// above `max`, `max` is raised to it.
+    /// With equal delays every wait is the same. Zero is allowed: the next attempt then starts at once. If `min` is
+    /// above `max`, both are `min`.
     #[must_use]
     pub const fn delay(mut self, min: Duration, max: Duration) -> Self {
         self.min_delay = min;
@@ -83,23 +84,24 @@ impl RetryPolicy {
         self
     }
 
-    /// Gives up after so many attempts, the first included; 0 counts as 1. Defaults to no limit.
+    /// Sets the number of attempts, the first one included, after which the call gives up. 0 counts as 1. Defaults to
+    /// no limit.
     #[must_use]
     pub const fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = Some(attempts);
         self
     }
 
-    /// Gives up rather than wait longer than this in all, from the first attempt on. Defaults to 5 s.
+    /// Sets the total time after which the call gives up, counted from the start of the first attempt. Defaults to 5 s.
     ///
-    /// It may well be longer than the ttl.
+    /// The total may be longer than the ttl.
     #[must_use]
     pub const fn max_wait(mut self, wait: Duration) -> Self {
         self.max_wait = Some(wait);
         self
     }
 
-    /// Takes both limits away: waits until the lock is granted, however long that takes.
+    /// Removes both limits: the call waits until the lock is granted.
     #[must_use]
     pub const fn forever(mut self) -> Self {
         self.max_attempts = None;
@@ -107,7 +109,7 @@ impl RetryPolicy {
         self
     }
 
-    /// The delays of one run of this policy. The same seed gives the same delays.
+    /// Returns the delays of one run of this policy. The same seed gives the same delays.
     ///
     /// # Examples
     ///
@@ -130,36 +132,40 @@ impl RetryPolicy {
     }
 }
 
-/// One run of a [`RetryPolicy`]: how long to wait before each further attempt.
+/// One run of a [`RetryPolicy`]: the delay before each further attempt.
 ///
-/// As an iterator it takes the attempts themselves to take no time.
+/// The iterator assumes that the attempts themselves take no time.
 #[derive(Debug)]
 pub struct Delays {
     policy: RetryPolicy,
     rng: StdRng,
-    /// How many attempts have been made.
+    /// The number of attempts so far.
     attempts: u32,
-    /// The largest delay that may come next.
+    /// The longest delay that may come next.
     ceiling: Duration,
+    /// The sum of the delays that the iterator has returned.
     waited: Duration,
 }
 
 impl Delays {
-    /// The wait before the next attempt when `elapsed` has passed since the first began; `None`: give up.
+    /// Returns the delay before the next attempt, or `None` to give up. `elapsed` is the time since the first attempt
+    /// began.
     pub(crate) fn next_after(&mut self, elapsed: Duration) -> Option<Duration> {
         let policy = &self.policy;
         if policy.max_attempts.is_some_and(|max| self.attempts >= max) {
             return None;
         }
-        // The smallest delay doubled from a millisecond at least: doubling zero would never get anywhere.
+        // At least 1 ms before doubling: doubling zero stays zero.
         self.ceiling = self.ceiling.max(Duration::from_millis(1)).saturating_mul(2);
         self.ceiling = self.ceiling.min(policy.max_delay);
         let ceiling = self.ceiling.max(policy.min_delay);
+        // An empty range would panic, and equal bounds need no random number.
         let delay = if policy.min_delay < ceiling {
             self.rng.random_range(policy.min_delay..=ceiling)
         } else {
             ceiling
         };
+        // Give up before the wait, not after it: a caller gains nothing from a wait without an attempt.
         let total = elapsed.saturating_add(delay);
         if policy.max_wait.is_some_and(|max| total > max) {
             return None;
@@ -186,7 +192,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn once_never_waits() {
+    fn one_attempt_never_waits() {
         assert_eq!(RetryPolicy::once().delays(1).next(), None);
         assert_eq!(RetryPolicy::new().max_attempts(0).delays(1).next(), None);
     }
@@ -235,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_that_would_pass_the_total_is_not_begun() {
+    fn it_gives_up_instead_of_a_wait_that_would_exceed_the_total() {
         let policy = RetryPolicy::new().delay(10 * MS, 10 * MS).max_wait(35 * MS);
         assert_eq!(policy.delays(1).count(), 3);
         let mut delays = policy.delays(1);
@@ -244,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn whichever_limit_comes_first_ends_it() {
+    fn the_limit_that_comes_first_applies() {
         let policy = RetryPolicy::new().delay(10 * MS, 10 * MS);
         assert_eq!(
             policy
@@ -269,7 +275,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_policy_panics_or_passes_its_limits(
+        fn no_policy_panics_or_exceeds_its_limits(
             min: Duration,
             max: Duration,
             attempts: Option<u32>,
@@ -288,7 +294,7 @@ mod tests {
         }
 
         #[test]
-        fn time_that_has_passed_counts(
+        fn elapsed_time_counts_towards_the_total(
             wait: Duration,
             elapsed: Duration,
             delay: Duration,

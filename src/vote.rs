@@ -1,4 +1,4 @@
-//! What masters said, for people to read. Counts no quorum.
+//! The answers of masters, for people to read. Nothing here counts a quorum.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,36 +8,38 @@ use thiserror::Error;
 
 use crate::address::Address;
 
-/// What every master said to one request, in the order of the masters.
+/// The answer of every master to one request, in the order of the masters.
 #[derive(Clone, Default)]
 pub struct Ballots(Vec<Ballot>);
 
-/// What one master said.
+/// The answer of one master.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Ballot {
-    /// Which master.
+    /// The master.
     pub master: Address,
-    /// What it said.
+    /// Its answer.
     pub vote: Vote,
 }
 
-/// A master's answer to a request.
+/// The answer of a master to a request.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Vote {
-    /// Yes: the key is set, extended, or deleted, as was asked.
+    /// Yes: the key is set, extended or deleted, as requested.
     Granted,
-    /// No: the key belongs to another value, or on a release, is not there.
+    /// No: the key has the value of another holder. Or, to an extension by [`adopt`](crate::Redlock::adopt) and to a
+    /// release: there is no such key.
     Refused,
-    /// Only to an extension: the key was missing and is set again, which counts from the next extension on.
+    /// The key was missing and is set again, which counts from the next extension on. Only an extension has this
+    /// answer.
     Recreated,
-    /// Only from a release: the master was not asked, because no request of this lock reached it. It holds no key of
-    /// ours.
+    /// The master was not asked, because it holds no key of ours: no request of this lock reached the master, or the
+    /// master refused every request. Only a release has this answer.
     NothingSent,
-    /// Not waited for: the outcome was certain without it.
+    /// The outcome was certain without this master, so the call did not wait for its answer.
     NotNeeded,
-    /// No answer, or not one that counts.
+    /// No answer, or an answer that does not count.
     Failed(MasterError),
 }
 
@@ -45,72 +47,75 @@ pub enum Vote {
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum MasterError {
-    /// There is no connection, and the last attempt to open one failed: refused, no such host, TLS.
+    /// There is no connection, and the last attempt to open one failed: connection refused, no such host, TLS.
     #[error("cannot connect: {0}")]
     Connect(#[source] RedisError),
-    /// The connection ended before the answer came.
+    /// The connection ended before the answer arrived.
     #[error("connection lost: {0}")]
     Disconnected(#[source] RedisError),
-    /// No answer within the request timeout.
+    /// No answer within this time: the request timeout, or the validity that was left, whichever is shorter.
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
-    /// It has left everything unanswered for a while, and is not asked until it answers again.
+    /// The master has answered nothing for this long. Until it answers again, or a new connection to it works, it is
+    /// sent no locks and no extensions.
     #[error("hangs: it has not answered for more than {0:?}")]
     Hung(Duration),
-    /// User or password are missing or wrong.
+    /// The user or the password is missing or wrong.
     #[error("authentication failed: {0}")]
     Auth(#[source] RedisError),
-    /// The user may not do that: a command, a script or the key is forbidden (ACL).
+    /// The user has no right (ACL) to a command, a script or the key.
     #[error("forbidden: {0}")]
     Forbidden(#[source] RedisError),
-    /// The key holds something else than a string.
+    /// The key exists and is not a string.
     #[error("the key is in use for something that is no lock: {0}")]
     WrongType(#[source] RedisError),
-    /// Another error that the master replied: loading, read-only, out of memory ...
+    /// The master replied with another error: loading, read-only, out of memory ...
     #[error("{0}")]
     Server(#[source] RedisError),
-    /// A reply that makes no sense here.
+    /// The reply is not one that the request can have.
     #[error("unexpected reply: {0}")]
     Protocol(String),
-    /// Nothing was sent, since the client cannot work: its runtime has shut down, or no thread can be started.
+    /// The client cannot work: its runtime has shut down, or no thread can be started. Nothing was sent, unless the
+    /// runtime shut down during the call.
     #[error("not asked: {0}")]
     NotAsked(String),
 }
 
-/// What one master says.
+/// The view of one master on a resource.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct MasterView {
-    /// Which master.
+    /// The master.
     pub master: Address,
-    /// What it says.
+    /// The key on this master.
     pub state: KeyState,
 }
 
-/// The key on one master.
+/// A key on one master.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum KeyState {
-    /// There is none.
+    /// There is no such key.
     Free,
-    /// There is one.
+    /// The key exists.
     Held {
         /// The value of the holder.
         value: Vec<u8>,
-        /// The time to live that is left; `None` if it never expires.
+        /// The time to live that is left. `None` if the key never expires.
         expires_in: Option<Duration>,
     },
-    /// The master did not answer, or not in a way that counts.
+    /// The master did not answer, or its answer does not count.
     Unreachable(MasterError),
 }
 
 impl MasterError {
-    /// The master answered, and this is what it said; or the connection failed with this.
+    /// Classifies an error that the master replied, or that ended the connection.
     pub(crate) fn from_redis(error: RedisError) -> Self {
         match (error.code(), error.kind()) {
             (Some("WRONGTYPE"), _) => Self::WrongType(error),
             (_, ErrorKind::Server(ServerErrorKind::NoPerm)) => Self::Forbidden(error),
-            // What Redis 7.0 says when the script runs, and a command or key in it is forbidden.
+            // Redis 7.0 replies this when a script runs a command that is forbidden, or uses a key that is forbidden.
+            // The reply has no NOPERM code.
             (Some("ERR"), _)
                 if error
                     .detail()
@@ -129,7 +134,7 @@ impl MasterError {
         }
     }
 
-    /// Whether the master replied this before it did anything: the request has surely left nothing.
+    /// Whether the master replied this error before it executed anything, so that the request left no key.
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
             Self::Auth(_) | Self::Forbidden(_) | Self::WrongType(_) => true,
@@ -149,7 +154,7 @@ impl MasterError {
         }
     }
 
-    /// Whether the same request may well be answered another time.
+    /// Whether the client sends the same request again: the master may answer it another time.
     pub(crate) fn may_pass(&self) -> bool {
         !matches!(
             self,
@@ -157,7 +162,7 @@ impl MasterError {
         )
     }
 
-    /// Opening a connection failed with this.
+    /// Classifies an error of an attempt to connect.
     pub(crate) fn from_connecting(error: RedisError) -> Self {
         match Self::from_redis(error) {
             Self::Disconnected(error) => Self::Connect(error),
@@ -176,17 +181,17 @@ impl Ballots {
         )
     }
 
-    /// The ballots, in the order of the masters.
+    /// Returns the ballots, in the order of the masters.
     pub fn iter(&self) -> std::slice::Iter<'_, Ballot> {
         self.0.iter()
     }
 
-    /// How many masters were asked, or could have been.
+    /// The number of ballots: one for every master, whether or not it was asked.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// How many of the votes are of a kind.
+    /// The number of votes of a kind.
     pub(crate) fn count(&self, kind: impl Fn(&Vote) -> bool) -> usize {
         self.iter().filter(|ballot| kind(&ballot.vote)).count()
     }
@@ -225,12 +230,12 @@ impl fmt::Display for Ballots {
 }
 
 impl Vote {
-    /// Whether the key is not ours on this master.
+    /// Whether the master has no key of ours.
     pub(crate) fn is_denied(&self) -> bool {
         matches!(self, Self::Refused | Self::NothingSent)
     }
 
-    /// Whether a master surely holds nothing of ours after this answer to a release.
+    /// Whether this answer to a release is certain: the master had no key of ours when it answered.
     pub(crate) fn is_settled(&self) -> bool {
         match self {
             Self::Granted | Self::Refused | Self::NothingSent => true,
@@ -245,7 +250,7 @@ impl fmt::Display for Vote {
         match self {
             Self::Granted => f.write_str("granted"),
             Self::Refused => f.write_str("refused, not ours"),
-            Self::NothingSent => f.write_str("not asked, it was never sent the lock"),
+            Self::NothingSent => f.write_str("not asked, it holds no key of ours"),
             Self::Recreated => f.write_str("was missing, set again"),
             Self::NotNeeded => f.write_str("not needed to decide"),
             Self::Failed(error) => error.fmt(f),

@@ -1,4 +1,4 @@
-//! The attempts to get a lock: ask all masters, undo a failure, wait, ask again.
+//! The attempts to get a lock: ask all masters, delete the keys of a failed attempt, wait, ask again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::protocol::value::Value;
 use crate::retry::RetryPolicy;
 use crate::vote::{Ballots, MasterError};
 
-/// What a lock is asked for with.
+/// The options of a lock request.
 pub(crate) struct Options {
     pub(crate) inner: Arc<Inner>,
     pub(crate) key: Key,
@@ -31,36 +31,42 @@ pub(crate) struct Options {
     pub(crate) keep_alive: Option<KeepAlive>,
 }
 
-/// A lock on its way to the caller.
+/// A granted lock on its way from the engine to the caller.
 struct Granted {
     guard: LockGuard,
-    /// What the error says if the lock arrives too late.
+    /// The content of the error if the validity ends before the caller receives the lock. Made in the engine, which
+    /// knows the ballots.
     failure: LockFailure,
+    /// The start of the first attempt.
     start: Instant,
 }
 
-/// Gets a lock: runs the attempts as one job of the engine, and hands over the guard.
+/// Gets a lock: runs the attempts as one job of the engine, and returns the guard.
 pub(crate) async fn lock(options: Options) -> Result<LockGuard, LockError> {
     let operation = Operation::lock(options.key.resource(), options.ttl);
     let (core, key) = (Arc::clone(options.inner.core()), options.key.clone());
     let patience = options.inner.request_timeout;
+    // The job owns a core of its own: the caller may drop its client while the job runs.
     let (own, span) = (Arc::clone(&core), operation.span().clone());
     let job = move || {
         let attempts = run(options, own, span.clone());
-        // The masters that have not answered yet get the request, too; the caller does not wait for them.
+        // The masters that have not answered yet also get the request. Their votes make the lock survive the loss of
+        // more masters. The caller does not wait for them.
         let attempts = attempts.map(move |ended| match ended {
             Ok((granted, round)) => (Ok(granted), Either::Left(round.finish(patience))),
             Err(error) => (Err(error), Either::Right(ready(()))),
         });
         attempts.instrument(span)
     };
+    // Nothing is awaited between this and `end`: a future that is dropped always drops `Acquiring`, which cancels the
+    // job.
     let running = Some(core.engine.run_with_rest(job));
     let result = Acquiring { core, running }.end(&key).await;
     operation.ended(&result);
     result
 }
 
-/// Makes attempts until one is granted, or the retry policy gives up. Returns the lock, and the round that slower
+/// Makes attempts until a lock is granted or the retry policy gives up. Returns the lock, and the round to which slower
 /// masters may still have to answer.
 async fn run(
     options: Options,
@@ -74,21 +80,25 @@ async fn run(
         retry,
         keep_alive,
     } = options;
+    // Before anything is sent: a ttl that cannot be used is an error of the call, not of a master.
     let checked_ttl = Ttl::new(ttl, inner.drift)?;
     let max_lifetime = keep_alive.as_ref().and_then(|it| it.max_lifetime);
+    // Tokio's clock is enough for the retry policy, as no validity depends on this time.
     let start = Instant::now();
     let mut delays = None;
     let mut attempts = 1;
     loop {
-        // A new value for each attempt: a late SET of an earlier attempt must never look like this one's.
+        // A new value for each attempt: a late SET of an earlier attempt must never be taken for the SET of this
+        // attempt.
         let value = inner.random.draw(Value::random);
-        // Armed before anything is sent. Wherever this future is dropped, the claim deletes what was set.
+        // Made before anything is sent. Wherever this future is dropped, the claim deletes what was set.
         let claim = Arc::new(Claim::new(&inner, &core, &key, value));
         let attempt = claim.acquire(checked_ttl, max_lifetime).await;
         let (failure, ballots) = match attempt {
             Err(failed) => failed,
             Ok(round) => {
                 span.record("attempts", attempts);
+                // Here in the engine, so that the lock is kept alive even if the caller is polled late.
                 let guard = match keep_alive {
                     Some(_) => LockGuard::kept_alive(claim, ttl),
                     None => LockGuard::new(claim),
@@ -102,10 +112,12 @@ async fn run(
                 return Ok((granted, round));
             }
         };
-        // The deletes are queued here, ahead of the next attempt.
+        // This queues the deletes, so on each connection they precede the SETs of the next attempt. Before the pause,
+        // so that other clients find the masters free meanwhile.
         drop(claim);
         let waited = start.elapsed();
-        // Boxed, since most locks are granted at once: what lives across an await makes every future larger.
+        // Made only after a failure, since most locks are granted at once. Boxed, because a value that lives across an
+        // await makes every future larger.
         let delays = delays
             .get_or_insert_with(|| Box::new(retry.delays(inner.random.draw(|rng| rng.next_u64()))));
         let Some(delay) = delays.next_after(waited) else {
@@ -118,15 +130,17 @@ async fn run(
             });
         };
         tracing::debug!(?failure, %ballots, ?delay, "not granted, waiting");
+        // Boxed for the same reason.
         Box::pin(sleep(delay)).await;
         attempts += 1;
     }
 }
 
-/// The job in the engine that makes the attempts. Dropped, it is cancelled, and what it had set is deleted.
+/// The caller's end of the job that makes the attempts. When it is dropped, the job is cancelled, and the keys that the
+/// job has set are deleted.
 struct Acquiring {
     core: Arc<Core>,
-    /// `None` once it has ended.
+    /// `None` after the job has ended.
     running: Option<Running<Result<Granted, LockError>>>,
 }
 
@@ -136,9 +150,10 @@ impl Acquiring {
             Some(running) => running.await,
             None => Err(Stopped::RuntimeEnded),
         };
+        // The job has ended, so the drop of `self` has nothing to cancel.
         self.running = None;
         match ended {
-            // The executor may have polled the caller late.
+            // The caller's executor may have polled the caller late. The guard is dropped here, and releases the lock.
             Ok(Ok(granted)) if !granted.guard.is_valid() => {
                 let waited = granted.start.elapsed();
                 Err(LockError::TooLate(LockFailure {
@@ -148,6 +163,7 @@ impl Acquiring {
             }
             Ok(ended) => ended.map(|granted| granted.guard),
             Err(stopped) => {
+                // The engine did not take the job, or has dropped it, so the number of attempts is not known here.
                 let error = MasterError::NotAsked(stopped.to_string());
                 let ballots = self.core.masters.all_failed(&error);
                 let failure = failure_of(key, 0, Duration::ZERO, ballots);
@@ -160,6 +176,8 @@ impl Acquiring {
 impl Drop for Acquiring {
     fn drop(&mut self) {
         if let Some(running) = self.running.take() {
+            // Before `linger`: the drop cancels the job, so the deletes are queued before `linger` begins to wait for
+            // the writes.
             drop(running);
             self.core.engine.linger();
         }

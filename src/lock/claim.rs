@@ -1,5 +1,6 @@
-//! A claim to a resource: one random value, the keys that it may have left on masters, and the lease that they
-//! make. Armed before the first request leaves; dropped, it is released. There is no other way to let go.
+//! A claim to a resource: one random value, the keys that it may have left on masters, and the lease that the masters
+//! gave. A claim exists before the first request is sent. Every way to give a claim up is a release or a leak; a
+//! dropped claim is released.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,24 +26,27 @@ use crate::random::Random;
 use crate::release::{Deletion, Release};
 use crate::vote::{Ballots, MasterError, Vote};
 
-/// Timers stop while the machine is suspended, the clock does not: whoever waits for a deadline looks at least
-/// this often.
+/// Timers stop while the machine is suspended, but the clock does not. So a task that waits for a deadline reads the
+/// clock at least this often. After a resume it then notices a loss within 1 s, at the cost of one wake-up a second.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
+/// Shared by the guard, its renewals and the requests under way. All of its methods take `&self`.
 pub(crate) struct Claim {
     inner: Arc<Inner>,
     core: Arc<Core>,
     key: Key,
     value: Value,
+    /// The masters that may hold the key. Closed by a release or a leak: after that no request with this value is sent.
     dirty: Arc<DirtyMasters>,
+    /// Never locked across an await.
     lease: Mutex<Lease>,
-    /// Wakes those who wait for the loss when it comes before the deadline.
+    /// Notified when the claim is lost before its deadline.
     lost_early: Notify,
-    /// The longest ttl that was asked for, in milliseconds.
+    /// The longest ttl that was requested, in milliseconds: no key of this claim can live longer.
     longest_ttl: AtomicU64,
 }
 
-/// Why an attempt came to nothing.
+/// Why an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
     Taken,
@@ -50,8 +54,8 @@ pub(crate) enum Failure {
     TooLate,
 }
 
-/// A quorum has confirmed an extension. It counts once the one who asked for it [confirms](Claim::confirm) it: when the
-/// caller is gone by then, the claim stays as it was.
+/// An extension that a quorum has confirmed. It counts only when the caller [confirms](Claim::confirm) it. If the
+/// caller has gone by then, the claim keeps its old validity.
 pub(crate) struct Extended {
     valid_until: Moment,
 }
@@ -70,8 +74,8 @@ impl Claim {
         }
     }
 
-    /// A claim that another process made, good until then. Dropped before it is [adopted](Self::adopt), it
-    /// stays as it was.
+    /// A claim that another process made, valid until the given moment. If it is dropped before it is
+    /// [adopted](Self::confirm_adoption), it deletes nothing.
     pub(crate) fn of_another(
         inner: &Arc<Inner>,
         key: &Key,
@@ -81,6 +85,7 @@ impl Claim {
         let mut claim = Self::new(inner, inner.core(), key, value);
         claim.dirty = DirtyMasters::of_another(claim.core.masters.count());
         claim.lease().grant(valid_until);
+        // The keys live at least as long as the validity that was handed over. This process does not know their ttl.
         let left = claim.now().until(valid_until).as_millis();
         claim.longest_ttl = AtomicU64::new(u64::try_from(left).unwrap_or(u64::MAX));
         claim
@@ -102,57 +107,67 @@ impl Claim {
         &self.core.engine
     }
 
-    /// Whether this process is a child of the one that the claim belongs to.
+    /// Whether this process is a child of the process that made the claim.
     pub(crate) fn is_forked(&self) -> bool {
         self.core.engine.is_forked()
     }
 
-    /// How long the claim is good from now on, or how it was lost.
+    /// How long the claim is valid from now on, or why it is lost.
     pub(crate) fn remaining(&self) -> Result<Duration, LossReason> {
-        // Before the lock, which a thread of the parent may have taken.
+        // Before the mutex, which a thread of the parent may have held at the fork. The lock stays with the parent.
         if self.is_forked() {
             return Err(LossReason::ClientEnded);
         }
         let mut lease = self.lease();
+        // Nobody can extend the claim any more, and nobody can announce its loss. No task could notice the end of its
+        // own runtime, so every look asks. The engine's mutex is taken inside the lease's, never the other way round.
         if self.core.engine.has_ended() {
             lease.lose(self.now(), LossReason::ClientEnded);
         }
         lease.remaining(self.now())
     }
 
-    /// Gives the claim up for lost, unless it is lost already; returns how it was lost.
+    /// Marks the claim as lost, unless it is lost already. Returns why it is lost.
     pub(crate) fn lose(&self, reason: LossReason) -> LossReason {
         if self.is_forked() {
+            // Neither the mutex nor the waiters of the parent may be touched.
             return LossReason::ClientEnded;
         }
         self.lease().lose(self.now(), reason);
+        // After the mutex is released, so that a woken task finds the mutex free and the loss set.
         self.lost_early.notify_waiters();
+        // The lease may have been lost earlier for another reason, and keeps that reason.
         self.remaining().err().unwrap_or(reason)
     }
 
-    /// Waits until the claim is lost; at once if it is.
+    /// Waits until the claim is lost. Returns at once if it is lost already.
     pub(crate) async fn lost(&self) -> LossReason {
         loop {
+            // Enabled before the look: a loss in between would otherwise notify nobody.
             let mut early = pin!(self.lost_early.notified());
             early.as_mut().enable();
             match self.remaining() {
                 Err(reason) => return reason,
-                // Woken or not, the clock is asked again.
+                // Whatever ends the wait, the clock decides in the next round of the loop.
                 Ok(left) => drop(timeout(left.min(LONGEST_SLEEP), early).await),
             }
         }
     }
 
-    /// One attempt: asks all masters to set the key.
+    /// Makes one attempt: asks all masters to set the key.
     pub(crate) async fn acquire(
         &self,
         ttl: Ttl,
         max_lifetime: Option<Duration>,
     ) -> Result<Round, (Failure, Ballots)> {
+        // Read before anything is sent: each master starts its ttl after this moment, so no key expires before the ttl
+        // has passed since then.
         let start = self.now();
         let valid_until = ttl.valid_until(start);
         let request = Request::acquire(self.key.as_bytes(), &self.value, ttl);
+        // Waiting beyond the validity is useless: the lock would be granted too late.
         let (outcome, round) = self.ask(&request, ttl, start.until(valid_until)).await;
+        // The clock, not the timer of the wait: the machine may have been suspended in between.
         if outcome == Outcome::Quorum && self.now() < valid_until {
             let mut lease = self.lease();
             lease.grant(valid_until);
@@ -162,6 +177,8 @@ impl Claim {
             return Ok(round);
         }
         let ballots = round.ballots();
+        // A master that was not needed counts as one that could be reached: with it, too, a quorum might have been
+        // possible.
         let failure = if outcome == Outcome::Quorum {
             Failure::TooLate
         } else if is_quorum(&ballots, |vote| !matches!(vote, Vote::Failed(_))) {
@@ -172,14 +189,14 @@ impl Claim {
         Err((failure, ballots))
     }
 
-    /// Asks all masters to lengthen the key, or to set it again where it is missing.
+    /// Asks all masters to extend the key, or to set the key again where it is missing.
     pub(crate) async fn extend(&self, ttl: Duration) -> Result<Extended, ExtendError> {
         let ttl = Ttl::new(ttl, self.inner.drift)?;
         let request = Request::extend(self.key.as_bytes(), &self.value, ttl);
         self.renew(ttl, request).await
     }
 
-    /// Asks all masters to lengthen a key of another claim, which does not become ours by that alone.
+    /// Asks all masters to extend a key of another claim. The key does not become ours by this alone.
     pub(crate) async fn adopt(&self, ttl: Duration) -> Result<Extended, ExtendError> {
         let ttl = Ttl::new(ttl, self.inner.drift)?;
         let request = Request::adopt(self.key.as_bytes(), &self.value, ttl);
@@ -187,36 +204,44 @@ impl Claim {
     }
 
     async fn renew(&self, ttl: Ttl, request: Request) -> Result<Extended, ExtendError> {
+        // Read before the request is sent, as in `acquire`.
         let start = self.now();
         let left = self
             .remaining()
             .map_err(|reason| self.lost_error(reason, Ballots::default()))?;
         let (outcome, mut round) = self.ask(&request, ttl, left).await;
         if outcome == Outcome::Quorum {
+            // The slower masters get the extension too, but the caller does not wait for them.
             self.finish_in_background(round);
             return Ok(Extended {
                 valid_until: ttl.valid_until(start),
             });
         }
+        // A key that was missing is not ours either: another client may have got the vote of this master while the key
+        // was missing.
         let not_ours = |vote: &Vote| matches!(vote, Vote::Refused | Vote::Recreated);
+        // That there is no quorum is certain, but not why. The caller needs to know whether a retry is of use.
         let ballots = round
             .reason_known(not_ours, left.min(self.inner.request_timeout))
             .await;
         self.finish_in_background(round);
         if is_quorum(&ballots, not_ours) {
+            // A quorum without our key: another client can have the lock, although the validity has not ended.
             self.lose(LossReason::Taken);
         }
         Err(self.extend_error(ballots))
     }
 
-    /// Counts an extension, unless the old validity has ended in the meantime, whatever the masters say.
+    /// Counts an extension, unless the old validity has ended by now.
     pub(crate) fn confirm(&self, extended: &Extended) -> Result<(), ExtendError> {
         self.count(extended, Lease::extend)
     }
 
-    /// Makes the claim of another our own.
+    /// Makes the claim of another process our own.
     pub(crate) fn confirm_adoption(&self, extended: &Extended) -> Result<(), ExtendError> {
         self.count(extended, Lease::adopt)?;
+        // Only now: until the quorum counts, a drop of this claim must not delete keys that the other process may rely
+        // on.
         self.dirty.adopted();
         Ok(())
     }
@@ -226,6 +251,8 @@ impl Claim {
         extended: &Extended,
         confirm: fn(&mut Lease, Moment, Moment) -> Result<(), LossReason>,
     ) -> Result<(), ExtendError> {
+        // By the caller at the time of the call, whatever the masters answered: after the old validity another client
+        // may have had the lock.
         let confirmed = confirm(&mut self.lease(), self.now(), extended.valid_until);
         confirmed.map_err(|reason| self.lost_error(reason, Ballots::default()))
     }
@@ -238,7 +265,7 @@ impl Claim {
         }
     }
 
-    /// The error for an extension that failed, by whether the lock is still good.
+    /// The error for an extension that failed. It depends on whether the lock is still valid.
     fn extend_error(&self, ballots: Ballots) -> ExtendError {
         match self.remaining() {
             Err(reason) => self.lost_error(reason, ballots),
@@ -255,12 +282,14 @@ impl Claim {
         self.extend_error(self.core.masters.all_failed(&error))
     }
 
-    /// Lets go of the claim: deletes the key on every master that may hold it. `None` if that has been done before,
-    /// or there is nothing to delete.
+    /// Gives the claim up: deletes the key on every master that may hold it. `None` if the claim was given up before,
+    /// or if there is nothing to delete.
     pub(crate) fn release(&self) -> Option<Release> {
         if self.is_forked() {
             return None;
         }
+        // From here on no request with this value is sent, so none can follow its own delete. Of several callers only
+        // the first gets the list.
         let dirty = self.dirty.close()?;
         if dirty.iter().all(Option::is_none) {
             return None;
@@ -271,10 +300,14 @@ impl Claim {
             clock,
             ..
         } = &*self.inner;
+        // Relaxed: `ask` sets the ttl before it sends, and both the sending and the `close` above take the mutex of
+        // `dirty`. So every request that was sent has its ttl counted here.
         let ttl = Duration::from_millis(self.longest_ttl.load(Ordering::Relaxed));
         let deletion = Deletion {
             request: Request::release(self.key.as_bytes(), &self.value),
             deletes: Deletes::new(dirty),
+            // From now and not from the last request: a master may execute a request that is under way as late as now.
+            // The drift, because the master's clock may be slower than ours.
             gone: clock.now().after(ttl).after(drift.over(ttl)),
             clock: *clock,
             patience: *request_timeout,
@@ -288,24 +321,25 @@ impl Claim {
         Some(Release::begin(deletion, releases, masters, engine))
     }
 
-    /// Lets go of the claim, and leaves the keys where they are.
+    /// Gives the claim up, and leaves the keys until their ttl is over.
     pub(crate) fn leak(&self) {
         if !self.is_forked() {
             self.dirty.close();
         }
     }
 
-    /// Asks all masters, and waits until the outcome is certain; at most for the request timeout, and no longer
-    /// than it is of use.
+    /// Asks all masters, and waits until the outcome is certain. Waits at most for the request timeout, and not longer
+    /// than `useful_for`.
     async fn ask(&self, request: &Request, ttl: Ttl, useful_for: Duration) -> (Outcome, Round) {
         let patience = self.inner.request_timeout;
+        // Before the request is sent. Relaxed, because the mutex of `dirty` orders this; see `release`.
         self.longest_ttl.fetch_max(ttl.millis(), Ordering::Relaxed);
         let mut round = self.core.masters.ask(request, &self.dirty, patience);
         let outcome = round.decided(useful_for.min(patience)).await;
         (outcome, round)
     }
 
-    /// Sees to the end of a round whose outcome is known.
+    /// Lets the engine wait for the masters that have not answered yet, so that they get the request too.
     fn finish_in_background(&self, round: Round) {
         if !round.has_ended() {
             self.engine()
@@ -324,7 +358,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        // A release that nobody waits for goes on in the background.
+        // Nobody waits for this release, so it continues in the background. After a `release` or a `leak` it is `None`.
         drop(self.release());
     }
 }

@@ -1,4 +1,4 @@
-//! The guard: the lock as its holder has it.
+//! The guard: a lock in the hands of its holder.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -20,30 +20,33 @@ use crate::observe::Operation;
 use crate::release::Release;
 use crate::vote::Ballots;
 
-/// A lock that is held. Dropped, it is released in the background.
+/// A lock that is held. Dropping the guard releases the lock in the background.
 ///
-/// The lock is good for [`validity`](Self::validity), counted from before the masters were asked. After that
-/// somebody else may hold it, whether or not this guard still exists: look before you act on it, extend it in
-/// time, and make sure that the protected resource itself refuses the late.
+/// The lock can be trusted for [`validity`](Self::validity), counted from before the masters were asked. After that
+/// somebody else may hold the lock, whether or not this guard still exists. So check the validity before you act,
+/// extend the lock in time, and let the protected resource itself refuse late writes.
 ///
 /// # Dropping
 ///
-/// `drop` hands a compare-and-delete for every master to the background, which sees to the answers. It may be called
-/// anywhere: in an aborted task, on a thread without a runtime, while panicking.
+/// `drop` submits a compare-and-delete for every master that may hold the key. The background of the client waits for
+/// the answers. A guard may be dropped anywhere: in an aborted task, on a thread without a runtime, while panicking.
 ///
-/// - Within a Tokio runtime it returns at once. A small task keeps that runtime from ending before the delete is
-///   written to the connections.
-/// - Elsewhere it waits for that itself, for some ten microseconds.
-/// - When nothing gets written, both end after 250 ms in all, however many guards are dropped.
-/// - [`std::process::exit`] and signals end the process without waiting. Before them, await
-///   [`release`](Self::release) or [`Redlock::shutdown`](crate::Redlock::shutdown), or the key may stay until its ttl.
+/// - Within a Tokio runtime, `drop` returns at once. It spawns a small task, which keeps that runtime from ending
+///   before the delete is written to the connections.
+/// - On other threads, `drop` blocks until the delete is written, which takes some ten microseconds.
+/// - If nothing gets written, a thread or the end of a runtime blocks for up to 250 ms in all, however many guards are
+///   dropped.
+/// - [`std::process::exit`] and signals end the process without waiting. Before them, await [`release`](Self::release)
+///   or [`Redlock::shutdown`](crate::Redlock::shutdown), or the key may stay until its ttl is over.
+/// - With [`RedlockBuilder::runtime`](crate::RedlockBuilder::runtime), `drop` never blocks and spawns no task. If that
+///   runtime ends before the delete is written, the key stays until its ttl is over.
 ///
-/// In a child of a `fork` a guard is of no use: it is not valid there, and dropping it deletes nothing.
+/// In a child of a `fork` the guard is not valid, and dropping it deletes nothing.
 ///
 /// # Sharing
 ///
-/// Callers that nest share one lock by an [`Arc`] of its guard: it is released when the last of them is done.
-/// All methods that they need take `&self`.
+/// Nested callers share one lock by an [`Arc`] of its guard: the lock is released when the last of them drops the
+/// `Arc`. All methods that they need take `&self`.
 ///
 /// # Examples
 ///
@@ -62,6 +65,7 @@ use crate::vote::Ballots;
 #[clippy::has_significant_drop]
 pub struct LockGuard {
     claim: Arc<Claim>,
+    /// Ends the renewals.
     keep_alive: Option<AbortHandle>,
 }
 
@@ -73,8 +77,10 @@ impl LockGuard {
         }
     }
 
-    /// A guard that extends its lock by itself.
+    /// A guard whose lock the engine extends.
     pub(crate) fn kept_alive(claim: Arc<Claim>, ttl: Duration) -> Self {
+        // The renewals own the claim too, so it is not enough to drop the claim of the guard: `let_go` releases the
+        // claim and aborts the renewals.
         let (renewals, abort) = abortable(keep_alive::renew(Arc::clone(&claim), ttl));
         claim.engine().spawn(renewals.map(|_| ()));
         Self {
@@ -83,46 +89,47 @@ impl LockGuard {
         }
     }
 
-    /// What is locked, without the key prefix.
+    /// Returns the resource, without the key prefix.
     pub fn resource(&self) -> &[u8] {
         self.claim.resource()
     }
 
-    /// The random value that marks this lock as ours on the masters.
+    /// Returns the random value that marks this lock as ours on the masters.
     pub fn value(&self) -> &str {
         self.claim.value()
     }
 
-    /// How long the lock can be trusted from now on; zero when it no longer can.
+    /// Returns how long the lock can be trusted from now on. Zero if it can no longer be trusted.
     ///
-    /// That is the ttl, less the time since before the masters were asked, less the drift. The clock it goes by
-    /// counts the time that the machine was suspended.
+    /// The validity is the ttl, less the time since before the masters were asked, less the drift. On Linux and Android
+    /// the clock counts the time that the machine was suspended.
     pub fn validity(&self) -> Duration {
         self.claim.remaining().unwrap_or_default()
     }
 
-    /// Whether the lock can be trusted at this moment.
+    /// Returns whether the lock can be trusted at this moment.
     pub fn is_valid(&self) -> bool {
         !self.validity().is_zero()
     }
 
-    /// Makes the lock good for `ttl` from now on, if a quorum confirms it while it is still good.
+    /// Extends the lock to `ttl` from now on, if a quorum confirms this while the lock is still valid.
     ///
-    /// Never shortens: with less than what is left, what is left stays. On a master that lost the key it is set
-    /// again, and counts from the next extension on.
+    /// An extension never shortens the lock: if more than `ttl` is left, the validity stays as it is. A master that has
+    /// lost the key sets it again. That key counts from the next extension on.
     ///
     /// # Errors
     ///
-    /// - [`ExtendError::Ttl`]: the ttl cannot be used; nothing was sent.
-    /// - [`ExtendError::Unconfirmed`]: too few masters answered. The old validity stands; try again.
-    /// - [`ExtendError::Lost`]: the lock is lost, and stays so.
+    /// - [`ExtendError::Ttl`]: the ttl cannot be used. Nothing was sent.
+    /// - [`ExtendError::Unconfirmed`]: too few masters answered. The old validity is unchanged. Try again.
+    /// - [`ExtendError::Lost`]: the lock is lost, and stays lost.
     ///
-    /// Nothing is released by an error.
+    /// An error releases nothing. To distinguish the last two, the call may wait once more for the request timeout
+    /// after it is certain that there is no quorum.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves the validity as it was; the keys may have been lengthened, and are released
-    /// with the guard.
+    /// Dropping the future leaves the validity as it was. Some keys may then expire later than the validity says; they
+    /// are released with the guard.
     ///
     /// # Examples
     ///
@@ -142,6 +149,8 @@ impl LockGuard {
         let extending = async move { claim.extend(ttl).await };
         let extending = extending.instrument(operation.span().clone());
         let extended = self.claim.engine().run(extending);
+        // Confirmed here and not in the engine: if this future is dropped, the extension must not count, since nobody
+        // knows of it.
         let result = match extended.await {
             Ok(extended) => extended.and_then(|extended| self.claim.confirm(&extended)),
             Err(stopped) => Err(self.claim.not_extended(&stopped)),
@@ -150,17 +159,22 @@ impl LockGuard {
         result
     }
 
-    /// Releases the lock, and waits until a quorum has confirmed that.
+    /// Releases the lock, and waits until a quorum has confirmed the release.
     ///
     /// # Errors
     ///
-    /// - [`ReleaseError::NotHeld`]: it was not ours any more: expired, deleted or taken over. Nobody else's key
-    ///   is touched.
-    /// - [`ReleaseError::Unconfirmed`]: too few masters answered within the request timeout.
+    /// - [`ReleaseError::NotHeld`]: the lock was not ours any more: it had expired, or was deleted or taken over. No
+    ///   key of another holder is deleted.
+    /// - [`ReleaseError::Unconfirmed`]: too few masters answered within the request timeout. The client sends the
+    ///   deletes again in the background.
+    ///
+    /// To distinguish the two, the call may wait once more for the request timeout after it is certain that there is no
+    /// quorum.
     ///
     /// # Cancel safety
     ///
-    /// The masters are asked at the first poll; dropping the future leaves the rest to the background.
+    /// The first poll submits the deletes. If the future is dropped, before or after that, the release continues in the
+    /// background.
     ///
     /// # Examples
     ///
@@ -169,7 +183,7 @@ impl LockGuard {
     /// # use tokio_redlock::{LockGuard, ReleaseError};
     /// # async fn example(guard: LockGuard) {
     /// if let Err(ReleaseError::NotHeld { .. }) = guard.release().await {
-    ///     eprintln!("the work took longer than the lock was good for: check what it did");
+    ///     eprintln!("the work took longer than the lock was valid: check what it did");
     /// }
     /// # }
     /// ```
@@ -177,9 +191,11 @@ impl LockGuard {
         let operation = Operation::release(self.resource());
         let released = match operation.span().in_scope(|| self.let_go()) {
             Some(release) => release.decided().await,
+            // A child of a fork must not delete the parent's keys, and holds no lock: no ballots, and no quorum.
             None if self.claim.is_forked() => Err(Ballots::default()),
             None => Ok(()),
         };
+        // `NotHeld` only if so many masters denied that the rest is no quorum. All else may still turn out well.
         let result = released.map_err(|ballots| {
             let resource = name(self.resource());
             if is_quorum(&ballots, |vote| !vote.is_denied()) {
@@ -192,9 +208,12 @@ impl LockGuard {
         result
     }
 
+    /// Gives up the claim, and ends the renewals.
     fn let_go(&self) -> Option<Release> {
-        // First the claim: no renewal can be sent after its release, wherever the task stands.
+        // The claim first: it refuses every later request, so a renewal under way cannot set a key again after the
+        // delete. In the other order, the renewal could still be sent before the abort has taken effect.
         let release = self.claim.release();
+        // Not in a child of a fork: an abort wakes the parent's task, and for that takes a mutex.
         if let Some(keep_alive) = &self.keep_alive
             && !self.claim.is_forked()
         {
@@ -203,15 +222,16 @@ impl LockGuard {
         release
     }
 
-    /// Waits until the lock can no longer be trusted; at once if that is so.
+    /// Waits until the lock can no longer be trusted. Returns at once if that is so already.
     ///
-    /// That is when its validity ends, whatever the network does: the deadline was fixed before the last
-    /// successful request was sent. It comes earlier when an extension finds that the key is not ours any more
-    /// on a quorum, and at the end of the longest lifetime, if one was set. Once lost, a lock stays lost.
+    /// The lock is lost when its validity ends, whatever the network does: the deadline was fixed before the last
+    /// successful request was sent. The lock is lost earlier when an extension finds on a quorum that the key is not
+    /// ours any more, when the longest lifetime is over, if one was set, or when the client ends. A lock that is lost
+    /// stays lost.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost by dropping the future. Any number of tasks may wait, any number of times.
+    /// Nothing is lost when the future is dropped. Any number of tasks may wait, any number of times.
     ///
     /// # Examples
     ///
@@ -221,7 +241,7 @@ impl LockGuard {
     /// # async fn example(guard: LockGuard) {
     /// tokio::select! {
     ///     biased;
-    ///     reason = guard.lost() => eprintln!("leads no more: {reason}"),
+    ///     reason = guard.lost() => eprintln!("does not lead any more: {reason}"),
     ///     () = lead() => {}
     /// }
     /// # }
@@ -231,24 +251,26 @@ impl LockGuard {
             return loss;
         }
         let claim = Arc::clone(&self.claim);
+        // In the engine, because the caller may be polled by an executor without timers.
         let lost = self.claim.engine().run(async move { claim.lost().await });
-        // Nothing can extend a lock whose client has ended, or wake those who wait for the end of its validity.
+        // An error means that the client has ended. From then on nobody can extend the lock, or announce the end of its
+        // validity, so it counts as lost at once.
         let lost = lost.await;
         lost.unwrap_or_else(|_| self.claim.lose(LossReason::ClientEnded))
     }
 
-    /// Drives a future for as long as the lock is good.
+    /// Polls a future as long as the lock is valid, and returns its output.
     ///
-    /// The lock is looked at before every step: the future is not polled again once it is lost, not even after
-    /// the process was suspended.
+    /// The validity is checked before every poll. So once the lock is lost, the future is not polled again, not even
+    /// after the process was suspended.
     ///
     /// # Errors
     ///
-    /// [`LostError`]: the lock was lost first, and the future is dropped where it stood.
+    /// [`LostError`]: the lock was lost before the future was ready. The future was dropped at its current await point.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it drops the future that it drives; the lock is still held.
+    /// Dropping the future drops the future that it polls. The lock is still held.
     ///
     /// # Examples
     ///
@@ -264,7 +286,8 @@ impl LockGuard {
         let mut lost = pin!(self.lost());
         let mut work = pin!(work);
         let ended = poll_fn(|cx| {
-            // The clock itself, since a waiting task is told of a deadline only by its timer.
+            // The clock itself, because `lost` learns of the deadline only from its timer, which may be late. `lost` is
+            // polled as well, for its waker.
             let loss = match self.claim.remaining() {
                 Err(loss) => Poll::Ready(loss),
                 Ok(_) => lost.as_mut().poll(cx),
@@ -281,10 +304,10 @@ impl LockGuard {
         })
     }
 
-    /// Gives the lock up without releasing it: the keys stay on the masters until their ttl is over.
+    /// Gives up the lock without releasing it: the keys stay on the masters until their ttl is over.
     ///
-    /// For another process, which takes it over with [`Redlock::adopt`](crate::Redlock::adopt), or to keep others
-    /// out until the ttl is over.
+    /// For another process, which takes the lock over with [`Redlock::adopt`](crate::Redlock::adopt). Or to keep others
+    /// out until the ttl is over. Renewals end.
     ///
     /// # Examples
     ///
@@ -299,6 +322,7 @@ impl LockGuard {
     /// # }
     /// ```
     pub fn leak(self) -> Handover {
+        // The drop of the guard at the end of this function then finds the claim closed, and only ends the renewals.
         self.claim.leak();
         Handover {
             resource: self.resource().to_vec(),
@@ -310,6 +334,7 @@ impl LockGuard {
 
 impl Drop for LockGuard {
     fn drop(&mut self) {
+        // Nobody waits for the answers. The drop of `Release` makes sure that the deletes are written.
         drop(self.let_go());
     }
 }

@@ -1,4 +1,4 @@
-//! One lock: the request for it, the attempts to get it, the claim that they make, and the guard that holds it.
+//! One lock: the request, the attempts, the claim that an attempt makes, and the guard that holds the claim.
 
 pub(crate) mod attempts;
 pub(crate) mod claim;

@@ -1,4 +1,4 @@
-//! The request for a lock: its options, and what awaiting it does.
+//! The request for a lock: its options, and the future that it becomes.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,7 +13,8 @@ use crate::lock::guard::LockGuard;
 use crate::lock::keep_alive::KeepAlive;
 use crate::retry::RetryPolicy;
 
-/// A lock that is asked for, once awaited. Made by [`Redlock::lock`] and [`Redlock::try_lock`].
+/// A request for a lock, which is sent when it is awaited. Made by [`Redlock::lock`](crate::Redlock::lock) and
+/// [`Redlock::try_lock`](crate::Redlock::try_lock).
 ///
 /// # Examples
 ///
@@ -40,18 +41,17 @@ impl LockRequest {
         })
     }
 
-    /// How to wait for this lock. Defaults to the policy of the client.
+    /// Sets how to wait for this lock. Defaults to the policy of the client.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.0.retry = policy;
         self
     }
 
-    /// Keeps the lock alive for as long as its guard exists. Defaults to not doing so: the lock ends with its
-    /// ttl.
+    /// Keeps the lock alive as long as its guard exists. Defaults to no renewals: the lock ends with its ttl.
     ///
-    /// With it a short ttl is enough for long work: it bounds how long others wait when the process dies, not
-    /// how long the work may take. Watch [`LockGuard::lost`] all the same, or use [`LockGuard::run`]: masters
-    /// may fail for longer than the ttl.
+    /// With renewals a short ttl is enough for long work. The ttl then limits how long others wait after the process
+    /// has died, not how long the work may take. Still use [`LockGuard::lost`] or [`LockGuard::run`]: masters may fail
+    /// for longer than the ttl.
     ///
     /// # Examples
     ///
@@ -69,11 +69,16 @@ impl LockRequest {
         self
     }
 
-    /// Locks, keeps the lock alive, works, releases: [`Redlock::with_lock`] with the options of this request.
+    /// Takes the lock, keeps it alive while the work runs, and releases it. The same as
+    /// [`Redlock::with_lock`](crate::Redlock::with_lock), with the options of this request.
     ///
     /// # Errors
     ///
-    /// As for [`Redlock::with_lock`].
+    /// As for [`Redlock::with_lock`](crate::Redlock::with_lock).
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`Redlock::with_lock`](crate::Redlock::with_lock).
     ///
     /// # Examples
     ///
@@ -91,9 +96,11 @@ impl LockRequest {
     pub async fn run<T>(mut self, work: impl AsyncFnOnce(&LockGuard) -> T) -> Result<T, RunError> {
         self.0.keep_alive.get_or_insert_default();
         let guard = self.await?;
+        // If the work panics, the drop of the guard releases the lock.
         let done = guard.run(work(&guard)).await;
+        // Only logged: the caller needs the output of the work, whatever became of the lock afterwards.
         if let Err(error) = guard.release().await {
-            tracing::debug!(%error, "the work is done, its lock was not released in order");
+            tracing::debug!(%error, "the work is done, but the release of its lock failed");
         }
         Ok(done?)
     }
@@ -104,6 +111,7 @@ impl IntoFuture for LockRequest {
     type IntoFuture = BoxFuture<'static, Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
+        // Boxed, because `IntoFuture` needs a name for the type of the future.
         Box::pin(lock(self.0))
     }
 }

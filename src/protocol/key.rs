@@ -1,11 +1,12 @@
-//! The key that stands for a resource on the masters.
+//! The key of a resource on the masters.
 
 use std::sync::Arc;
 
-/// A key: the prefix of the client, and the resource. Cheap to clone.
+/// A key: the prefix of the client, followed by the resource. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Key {
     bytes: Arc<[u8]>,
+    /// The length of the prefix in bytes.
     prefix: usize,
 }
 
@@ -21,7 +22,7 @@ impl Key {
         &self.bytes
     }
 
-    /// What was asked for.
+    /// The resource as the caller named it, without the prefix.
     pub(crate) fn resource(&self) -> &[u8] {
         &self.bytes[self.prefix..]
     }
@@ -40,7 +41,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Any bytes are a resource.
+        /// A resource may be any bytes.
         #[test]
         fn resources_are_bytes(prefix: Vec<u8>, resource: Vec<u8>) {
             let key = Key::new(&prefix, &resource);

@@ -1,22 +1,23 @@
-//! How long a lock is good, and when it is lost for good. Pure: it is told the time.
+//! How long a lock is valid, and whether it is lost. Pure: the caller passes the time.
 
 use std::time::Duration;
 
 use crate::clock::Moment;
 use crate::error::LossReason;
 
-/// What is granted until when. Once lost it stays lost, whatever is said later.
+/// The end of a validity. A lease that is lost stays lost, whatever masters answer later.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    /// As the last successful request has it; before the first, the beginning of time.
+    /// The end that the last successful request gave. Zero before the first grant: a moment that has always passed.
     valid_until: Moment,
-    /// When the longest lifetime is over.
+    /// The end of the longest lifetime.
     ends: Option<Moment>,
+    /// Never cleared: once a lock is lost, another client may have held it.
     loss: Option<LossReason>,
 }
 
 impl Lease {
-    /// Not granted yet.
+    /// A lease that is not granted yet.
     pub(crate) const fn new() -> Self {
         Self {
             valid_until: Moment::from_nanos(0),
@@ -34,11 +35,12 @@ impl Lease {
         self.ends = Some(ends);
     }
 
-    /// How long it is still good, or how it was lost.
+    /// The time for which the lock is still valid, or the reason of its loss.
     pub(crate) fn remaining(&mut self, now: Moment) -> Result<Duration, LossReason> {
         if let Some(loss) = self.loss {
             return Err(loss);
         }
+        // The earlier of the two ends, which also gives the reason.
         let ends = self.ends.filter(|ends| *ends <= self.valid_until);
         let left = now.until(ends.unwrap_or(self.valid_until));
         if !left.is_zero() {
@@ -53,22 +55,25 @@ impl Lease {
         Err(loss)
     }
 
-    /// Moves the end of the validity, never back; only while it is still good.
+    /// Moves the end of the validity, but never to an earlier moment. Fails if the lease is lost.
     pub(crate) fn extend(&mut self, now: Moment, valid_until: Moment) -> Result<(), LossReason> {
+        // Before the change: after the old validity another client may have had the lock, so a late extension must not
+        // count.
         self.remaining(now)?;
         self.valid_until = self.valid_until.max(valid_until);
         Ok(())
     }
 
-    /// Sets the end of the validity to what the masters have just confirmed, whatever was said of it before; only
-    /// while it is still good.
+    /// Sets the end of the validity to what the masters have just confirmed. That may be earlier than the validity that
+    /// was handed over, which this process cannot check. Fails if the lease is lost.
     pub(crate) fn adopt(&mut self, now: Moment, valid_until: Moment) -> Result<(), LossReason> {
         self.remaining(now)?;
         self.valid_until = valid_until;
+        // The confirmed end may have passed already.
         self.remaining(now).map(drop)
     }
 
-    /// A quorum says that the lock is not ours any more.
+    /// Marks the lease as lost, unless it is lost already: the first reason is kept.
     pub(crate) fn lose(&mut self, now: Moment, reason: LossReason) {
         if self.remaining(now).is_ok() {
             self.loss = Some(reason);
@@ -91,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn good_until_the_very_moment_and_never_again() {
+    fn a_lease_is_valid_until_its_end_and_never_again() {
         let mut lease = granted(100);
         assert_eq!(lease.remaining(at(99)), Ok(Duration::from_nanos(1)));
         assert_eq!(lease.remaining(at(100)), Err(LossReason::Expired));
@@ -100,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_granted_is_not_good() {
+    fn a_lease_that_was_not_granted_is_not_valid() {
         assert_eq!(Lease::new().remaining(at(0)), Err(LossReason::Expired));
     }
 
@@ -122,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_reason_stands() {
+    fn the_first_loss_reason_is_kept() {
         let mut lease = granted(100);
         lease.lose(at(10), LossReason::Taken);
         assert_eq!(lease.remaining(at(10)), Err(LossReason::Taken));
@@ -133,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lifetime_ends_it_however_long_the_validity() {
+    fn the_longest_lifetime_ends_a_longer_validity() {
         let mut lease = granted(100);
         lease.end_at(at(150));
         assert_eq!(lease.remaining(at(99)), Ok(Duration::from_nanos(1)));

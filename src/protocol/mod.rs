@@ -1,4 +1,4 @@
-//! The rules of Redlock that need no network and no clock of their own.
+//! The rules of Redlock that need neither a network nor a clock of their own.
 
 pub(crate) mod key;
 pub(crate) mod lease;

@@ -1,6 +1,6 @@
-//! The majority: how many masters must agree, and when the outcome is certain. Pure.
+//! The quorum: how many masters must agree, and when the outcome is certain. Pure.
 
-/// The votes counted so far.
+/// The number of votes so far.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tally {
     masters: usize,
@@ -8,21 +8,22 @@ pub(crate) struct Tally {
     denied: usize,
 }
 
-/// Whether the vote can still go either way.
+/// Whether the votes so far decide the outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The votes to come may still decide either way.
+    /// The votes that are still missing may decide either way.
     Undecided,
     Quorum,
     NoQuorum,
 }
 
-/// More than half of the masters: any two quorums have one in common.
+/// The size of a quorum: more than half of the masters. So any two quorums have a master in common, and that master
+/// grants one key to one value only.
 pub(crate) fn quorum(masters: usize) -> usize {
     masters / 2 + 1
 }
 
-/// Whether so many of the masters are a quorum.
+/// Whether `count` of the masters are a quorum.
 pub(crate) fn reaches_quorum(count: usize, masters: usize) -> bool {
     count >= quorum(masters)
 }
@@ -44,6 +45,8 @@ impl Tally {
         }
     }
 
+    /// The outcome, as soon as it is certain: a quorum has granted, or too many have denied for a quorum to be
+    /// possible.
     pub(crate) fn outcome(self) -> Outcome {
         let quorum = quorum(self.masters);
         if self.granted >= quorum {
@@ -60,7 +63,7 @@ impl Tally {
 mod tests {
     use super::*;
 
-    /// Every sequence of votes of up to seven masters, against a count made in the plainest way.
+    /// Tries every sequence of votes of up to seven masters, and compares with a plain count.
     #[test]
     fn the_outcome_comes_with_the_vote_that_makes_it_certain() {
         for masters in 1..=7 {
@@ -90,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn two_quorums_always_meet() {
+    fn any_two_quorums_have_a_master_in_common() {
         for masters in 1..100 {
             assert!(2 * quorum(masters) > masters);
         }
@@ -98,7 +101,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_later_vote_changes_what_is_certain(votes: Vec<bool>) {
+        fn no_later_vote_changes_a_certain_outcome(votes: Vec<bool>) {
             let mut tally = Tally::new(votes.len());
             let mut certain = None;
             for &is_granted in &votes {

@@ -1,42 +1,44 @@
-//! How long a lock may be trusted: the ttl, the drift, and the moment the validity ends. Pure: it is told the time.
+//! How long a lock can be trusted: the ttl, the drift, and the end of the validity. Pure: the caller passes the time.
 //!
-//! The rule is that of the Redlock page: `validity = ttl - elapsed - drift`, as one absolute moment that is fixed
-//! before the first byte is sent.
+//! The rule is that of the Redlock page: `validity = ttl - elapsed - drift`. Here the validity has one absolute end,
+//! which is fixed before the first byte is sent.
 
 use std::time::Duration;
 
 use crate::clock::Moment;
 use crate::error::TtlError;
 
-/// Redis counts time to live in whole milliseconds, and so may be off by one of them at either end.
+/// Redis counts a ttl in whole milliseconds, so each end of the ttl may be off by one of them. The reference
+/// implementation redlock-rb adds the same 2 ms.
 const ROUNDING: Duration = Duration::from_millis(2);
 
 const MILLION: u128 = 1_000_000;
 
-/// Redis adds the ttl to its clock in a signed 64-bit number of milliseconds; half of that leaves room for both.
+/// Redis adds the ttl to its clock in a signed 64-bit number of milliseconds. Half of that range leaves room for both.
 pub(crate) const MAX_TTL: Duration = Duration::from_millis(1 << 62);
 
-/// How far the clocks of masters and client may run apart, as a share of the time that passes.
+/// How far the clocks of masters and client may differ, as a share of the elapsed time. An integer, so that no rounding
+/// of floating-point numbers enters the validity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Drift {
     parts_per_million: u32,
 }
 
 impl Drift {
-    /// One part in a hundred: twenty times what a clock disciplined by NTP may do (500 ppm).
+    /// 1 %: twenty times the correction that NTP makes to a clock at most (500 ppm).
     pub(crate) const DEFAULT: Self = Self {
         parts_per_million: 10_000,
     };
 
-    /// `None` unless the factor is at least 0 and at most 0.5.
+    /// `None` unless the factor is between 0 and 0.5.
     pub(crate) fn from_factor(factor: f64) -> Option<Self> {
-        // A Duration does the conversion: it refuses what is not a number, and rounds without a cast.
+        // `Duration` converts: it refuses NaN, infinity and negative numbers, and rounds without a lossy cast.
         let factor = Duration::try_from_secs_f64(factor).ok()?;
         let parts_per_million = u32::try_from(factor.as_micros()).ok()?;
         (parts_per_million <= 500_000).then_some(Self { parts_per_million })
     }
 
-    /// By how much they may differ at the end of a span.
+    /// The most by which two clocks may differ at the end of `span`.
     pub(crate) fn over(self, span: Duration) -> Duration {
         let nanos = span.as_nanos() * u128::from(self.parts_per_million) / MILLION;
         let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
@@ -44,7 +46,7 @@ impl Drift {
     }
 }
 
-/// A time to live that Redis takes and that leaves some validity once the drift is taken off.
+/// A ttl that Redis accepts, and that leaves some validity after the drift is taken off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ttl {
     millis: u64,
@@ -56,7 +58,7 @@ impl Ttl {
         if ttl > MAX_TTL {
             return Err(TtlError::TooLong { ttl, max: MAX_TTL });
         }
-        // Redis never sees a fraction of a millisecond, so it must not count here either.
+        // Redis receives whole milliseconds, so the validity must not count the fraction either.
         let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         let whole = Duration::from_millis(millis);
         let drift = drift.over(whole);
@@ -66,12 +68,12 @@ impl Ttl {
         }
     }
 
-    /// What the masters are told.
+    /// The ttl as masters receive it, in milliseconds.
     pub(crate) fn millis(self) -> u64 {
         self.millis
     }
 
-    /// When a lock asked for at `start` can no longer be trusted.
+    /// The end of the validity of a lock whose request began at `start`.
     pub(crate) fn valid_until(self, start: Moment) -> Moment {
         start.after(self.validity)
     }
@@ -101,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ttl_that_the_drift_eats_is_refused() {
+    fn a_ttl_that_is_no_longer_than_the_drift_is_refused() {
         for millis in 0..=2 {
             let refused = ttl(Duration::from_millis(millis));
             assert!(
@@ -121,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn only_factors_that_leave_a_validity_are_taken() {
+    fn only_factors_that_leave_a_validity_are_accepted() {
         for factor in [-0.1, 0.51, 1.0, f64::NAN, f64::INFINITY] {
             assert_eq!(Drift::from_factor(factor), None, "{factor}");
         }
@@ -162,7 +164,7 @@ mod tests {
         }
 
         #[test]
-        fn a_longer_ttl_is_never_good_for_less(one in 0..1u64 << 40, more in 0..1u64 << 40) {
+        fn a_longer_ttl_never_has_a_shorter_validity(one in 0..1u64 << 40, more in 0..1u64 << 40) {
             let valid_until = |millis| ttl(Duration::from_millis(millis)).map(|ttl| ttl.valid_until(START));
             if let (Ok(shorter), Ok(longer)) = (valid_until(one), valid_until(one + more)) {
                 assert!(shorter <= longer);
@@ -170,9 +172,9 @@ mod tests {
         }
 
         #[test]
-        fn any_factor_is_taken_or_refused(factor: f64) {
+        fn no_factor_panics_and_only_the_range_is_accepted(factor: f64) {
             let taken = Drift::from_factor(factor).is_some();
-            // Within a millionth, which is what is kept of it.
+            // A factor is kept in millionths, so one that is less than a millionth too large is accepted.
             assert!(!taken || (0.0..0.500_001).contains(&factor) || factor == 0.0);
         }
     }

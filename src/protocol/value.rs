@@ -7,8 +7,8 @@ use rand::Rng;
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
-/// 160 random bits in hexadecimal, as much as the Redlock page asks for, and never used for a second attempt; or
-/// what another process handed over.
+/// 160 random bits in hexadecimal, the length that the Redlock page recommends. Each attempt has a value of its own. Or
+/// a value that another process handed over.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Value(Arc<str>);
 

@@ -6,10 +6,10 @@ use redis::{Arg, Cmd, ErrorKind, Pipeline, RedisFuture, Value as Reply};
 
 use super::master::Master;
 
-/// A connection to a [`Master`] in memory, as from [`Master::connect`].
+/// A connection to a [`Master`] in memory. Returned by [`Master::connect`].
 ///
-/// Requests on one connection are executed in the order of their calls, and answered in it; clones share the
-/// connection. It opens itself again whenever it breaks.
+/// The master executes and answers the requests of one connection in the order in which they were sent. Clones share
+/// the connection. A connection that breaks opens itself again.
 ///
 /// # Examples
 ///
@@ -29,7 +29,7 @@ use super::master::Master;
 #[derive(Clone, Debug)]
 pub struct Connection {
     master: Master,
-    /// Which of the master's connections.
+    /// The number of this connection at its master.
     lane: usize,
 }
 
@@ -54,6 +54,7 @@ impl ConnectionLike for Connection {
         _: usize,
         _: usize,
     ) -> RedisFuture<'a, Vec<Reply>> {
+        // The crate sends single commands to a connection that was handed in, so pipelines are not needed.
         let refused = (ErrorKind::Client, "a master in memory takes no pipelines");
         futures::future::ready(Err(refused.into())).boxed()
     }

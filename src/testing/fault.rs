@@ -1,8 +1,8 @@
-//! What can befall one request.
+//! The faults of a single request.
 
 use redis::Value as Reply;
 
-/// What befalls one request; see [`Master::inject`](super::Master::inject).
+/// A fault of one request; see [`Master::inject`](super::Master::inject).
 ///
 /// # Examples
 ///
@@ -16,12 +16,12 @@ use redis::Value as Reply;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// It is lost on its way: not executed, and its sender is told that the connection broke.
+    /// The request is lost: the master does not execute it, and its sender sees a broken connection.
     LoseRequest,
-    /// It is executed, and its sender is told that the connection broke.
+    /// The answer is lost: the master executes the request, and its sender sees a broken connection.
     LoseAnswer,
-    /// It is not executed, and answered with this error: a code, a space, a text.
+    /// The master does not execute the request, and answers with this error: a code, a space, a text.
     Error(String),
-    /// It is not executed, and answered with this.
+    /// The master does not execute the request, and answers with this reply.
     Answer(Reply),
 }

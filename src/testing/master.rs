@@ -1,4 +1,4 @@
-//! One master in memory: its clock, its network, and the faults it is told to have.
+//! One master in memory: its clock, its network and its faults.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -17,10 +17,11 @@ use super::connection::Connection;
 use super::fault::Fault;
 use super::store::{Store, error};
 
-/// A master in memory, out of [`Masters`](super::Masters). Clones are the same master.
+/// A master in memory, from [`Masters`](super::Masters). Clones are the same master.
 ///
-/// It is told its faults by `&self` at any moment; see the table of the [module](super). A client keeps out of the
-/// way of a master that hangs, so after [`resume`](Self::resume) it may take a second until that one votes again.
+/// All methods take `&self`, so a test can change a master at any moment; see the table of the [module](super). A
+/// client sends no locks to a master that hangs. So it can take up to a second after [`resume`](Self::resume) until the
+/// master votes again.
 ///
 /// # Examples
 ///
@@ -53,12 +54,13 @@ struct State {
     request_delay: RangeInclusive<Duration>,
     answer_delay: RangeInclusive<Duration>,
     faults: VecDeque<Fault>,
-    /// One for each connection.
+    /// One per connection.
     lanes: Vec<Lane>,
-    /// Requests on their way, by the moment of their arrival; those of the same moment in the order of sending.
-    inbox: BTreeMap<(Instant, u64), Envelope>,
+    /// The requests under way, ordered by the moment of their arrival. The sending order decides between equal moments.
+    inbox: BTreeMap<(Instant, u64), Queued>,
+    /// The number of requests so far. Makes the keys of `inbox` unique.
     sent: u64,
-    /// Up to when everything has happened.
+    /// All events up to this moment have happened.
     now: Instant,
 }
 
@@ -69,20 +71,21 @@ enum Condition {
     Stopped,
 }
 
-/// What keeps the order on a connection: nothing arrives before this.
+/// Keeps the order of one connection: nothing arrives before these moments.
 #[derive(Clone, Copy)]
 struct Lane {
     last_request: Instant,
     last_answer: Instant,
 }
 
-struct Envelope {
+/// A request under way.
+struct Queued {
     lane: usize,
     command: Vec<Vec<u8>>,
     answer: oneshot::Sender<Answer>,
 }
 
-/// What a master said, and when that arrives.
+/// The reply of a master, and the moment of its arrival.
 struct Answer {
     reply: RedisResult<Reply>,
     arrives: Instant,
@@ -90,7 +93,7 @@ struct Answer {
 
 /// A clock that may run too fast or too slow.
 struct Clock {
-    /// When the rate was set, on Tokio's clock and on this one.
+    /// The moment at which the rate was set, on Tokio's clock and on this clock.
     since: (Instant, Duration),
     rate: f64,
 }
@@ -122,10 +125,10 @@ impl Master {
         })))
     }
 
-    /// Opens a connection of its own.
+    /// Opens a new connection.
     ///
-    /// It takes the commands that this crate sends, and those that help a test to look or to meddle: `GET`, `SET`
-    /// with `NX` and `PX`, `DEL`, `PTTL`, `PEXPIRE` and `PING`.
+    /// The master executes the commands that this crate sends. For tests that inspect or change keys it also executes
+    /// `GET`, `SET` with `NX` and `PX`, `DEL`, `PTTL`, `PEXPIRE` and `PING`.
     #[must_use]
     pub fn connect(&self) -> Connection {
         let mut state = self.lock();
@@ -137,27 +140,28 @@ impl Master {
         Connection::new(self.clone(), state.lanes.len() - 1)
     }
 
-    /// How long a request is on its way, at random within the range. Defaults to no time.
+    /// Sets how long a request is under way: a random time within the range. Defaults to no time.
     ///
-    /// Requests on the same connection never overtake each other. Holds for requests sent from now on.
+    /// Requests on the same connection never overtake each other. The range applies to requests that are sent from now
+    /// on.
     pub fn delay_requests(&self, range: RangeInclusive<Duration>) {
         self.lock().request_delay = range;
     }
 
-    /// How long an answer is on its way back, at random within the range. Defaults to no time.
+    /// Sets how long an answer is under way: a random time within the range. Defaults to no time.
     pub fn delay_answers(&self, range: RangeInclusive<Duration>) {
         self.lock().answer_delay = range;
     }
 
-    /// Lets the next request for a key that arrives meet a fault. Called again, the one after that, and so on.
+    /// Applies a fault to the next request for a key. A second call applies to the request after that, and so on.
     ///
-    /// What opens a connection or asks for a sign of life (`SCRIPT`, `PING`) is spared, so that a fault meets the
-    /// request that a test is about, on a new connection too.
+    /// `SCRIPT` and `PING` meet no faults: these commands open a connection or check it. So a fault always meets the
+    /// request that a test is about, also on a new connection.
     pub fn inject(&self, fault: Fault) {
         self.lock().faults.push_back(fault);
     }
 
-    /// Takes back all faults that were still to be met, and all delays.
+    /// Removes all faults that no request has met yet, and all delays.
     pub fn clear_faults(&self) {
         let mut state = self.lock();
         state.faults.clear();
@@ -165,7 +169,8 @@ impl Master {
         state.answer_delay = Duration::ZERO..=Duration::ZERO;
     }
 
-    /// Executes and answers nothing until [`resume`](Self::resume). What is sent meanwhile is kept.
+    /// Stops executing and answering requests until [`resume`](Self::resume). Requests that are sent meanwhile are
+    /// kept.
     pub fn hang(&self) {
         let mut state = self.lock();
         if state.condition == Condition::Up {
@@ -173,7 +178,7 @@ impl Master {
         }
     }
 
-    /// Ends a [`hang`](Self::hang): what was sent meanwhile is executed now.
+    /// Ends a [`hang`](Self::hang), and executes the requests that were sent meanwhile.
     pub fn resume(&self) {
         let mut state = self.lock();
         if state.condition == Condition::Hung {
@@ -182,17 +187,17 @@ impl Master {
         }
     }
 
-    /// Breaks all connections, and refuses new ones until [`restart`](Self::restart). What is on its way is lost.
+    /// Breaks all connections, and refuses new ones until [`restart`](Self::restart). Requests under way are lost.
     pub fn stop(&self) {
         let mut state = self.lock();
         state.condition = Condition::Stopped;
         state.inbox.clear();
     }
 
-    /// Starts again after a [`stop`](Self::stop), empty; stops first if need be.
+    /// Starts the master again without its keys. Stops the master first if it is up.
     ///
-    /// The Redlock algorithm is safe only if a master stays away for longer than the longest ttl, or keeps its
-    /// keys: restarted empty within a ttl, it votes twice.
+    /// The Redlock algorithm is safe only if a master keeps its keys, or stays down for longer than the longest ttl. A
+    /// master that restarts empty within a ttl votes twice.
     pub fn restart(&self) {
         self.stop();
         let mut state = self.lock();
@@ -200,17 +205,19 @@ impl Master {
         state.condition = Condition::Up;
     }
 
-    /// Lets the clock of this master run faster or slower from now on: at 2.0 its keys live half as long. Defaults
-    /// to 1.0.
+    /// Sets the rate of this master's clock from now on. At 2.0 keys live half as long. Defaults to 1.0.
     ///
-    /// The Redlock algorithm is safe only as long as clocks differ by less than the
-    /// [drift factor](crate::RedlockBuilder::drift_factor).
+    /// The Redlock algorithm is safe only if clocks differ by less than the [drift
+    /// factor](crate::RedlockBuilder::drift_factor).
     ///
     /// # Panics
     ///
-    /// Unless the rate is a number between 0 and 1000.
+    /// If the rate is not a number between 0 and 1000.
     pub fn set_clock_rate(&self, rate: f64) {
-        assert!((0.0..=1000.0).contains(&rate), "no clock runs at {rate}");
+        assert!(
+            (0.0..=1000.0).contains(&rate),
+            "clock rate {rate} is not between 0 and 1000"
+        );
         let mut state = self.lock();
         let now = Instant::now();
         state.clock = Clock {
@@ -219,47 +226,50 @@ impl Master {
         };
     }
 
-    /// Loses a key before its time. Tells whether there was one.
+    /// Deletes a key before it expires. Returns whether the key existed.
     pub fn lose_key(&self, key: impl AsRef<[u8]>) -> bool {
         self.lock().store.delete(key.as_ref())
     }
 
-    /// The keys there are, in order; on a master that is down, those that there were.
+    /// Returns all keys, in order. On a master that is down, the keys that existed before.
     #[must_use]
     pub fn keys(&self) -> Vec<Vec<u8>> {
         self.lock().store.keys()
     }
 
-    /// The value of a key, if there is such a key; on a master that is down, the last value it had.
+    /// Returns the value of a key, or `None` if there is no such key. On a master that is down, the last value.
     #[must_use]
     pub fn value(&self, key: impl AsRef<[u8]>) -> Option<Vec<u8>> {
         self.lock().store.get(key.as_ref()).map(<[u8]>::to_vec)
     }
 
-    /// When a key expires, by the clock of this master; `None` without such a key, or if the key never expires.
+    /// Returns when a key expires, by the clock of this master. `None` if there is no such key, or if the key never
+    /// expires.
     #[must_use]
     pub fn expires_in(&self, key: impl AsRef<[u8]>) -> Option<Duration> {
         self.lock().store.expires_in(key.as_ref())
     }
 
-    /// Sends a command, here and now; the future is the wait for the answer.
+    /// Sends a command at the time of the call. The returned future waits for the answer.
     pub(super) fn send(
         &self,
         lane: usize,
         command: Vec<Vec<u8>>,
     ) -> impl Future<Output = RedisResult<Reply>> + Send + use<> {
         let (answer, mut received) = oneshot::channel();
+        // Now and not in the future: the order of the calls is the order on the connection.
         let arrives = self.lock().post(lane, command, answer);
         let master = self.clone();
         async move {
             let answer = match timeout_at(arrives, &mut received).await {
                 Ok(answer) => answer,
                 Err(_) => {
-                    // Due by now, so it is executed by the next look, unless the master hangs.
+                    // The request has arrived by now, so this look at the master executes it, unless the master hangs.
                     drop(master.lock());
                     received.await
                 }
             };
+            // Without a sender the request was lost: `stop` has cleared it.
             let Answer { reply, arrives } = answer.map_err(|_| broken())?;
             if arrives > Instant::now() {
                 sleep_until(arrives).await;
@@ -268,7 +278,7 @@ impl Master {
         }
     }
 
-    /// The state as it is by now.
+    /// Locks the state, after all events up to now have happened.
     fn lock(&self) -> MutexGuard<'_, State> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.catch_up(Instant::now());
@@ -277,7 +287,7 @@ impl Master {
 }
 
 impl State {
-    /// Puts a request on its way, and tells when it arrives. To a master that is down it is not sent.
+    /// Sends a request, and returns when it arrives. A master that is down does not get the request.
     fn post(
         &mut self,
         lane: usize,
@@ -290,38 +300,39 @@ impl State {
         let arrives = *last;
         if self.condition != Condition::Stopped {
             self.sent += 1;
-            let envelope = Envelope {
+            let queued = Queued {
                 lane,
                 command,
                 answer,
             };
-            self.inbox.insert((arrives, self.sent), envelope);
-            // Without a delay it has arrived.
+            self.inbox.insert((arrives, self.sent), queued);
+            // A request without a delay has arrived already.
             self.catch_up(self.now);
         }
         arrives
     }
 
-    /// Lets all happen that was due by now. Nothing runs in between: whoever looks at a master does this first.
+    /// Lets all events up to `now` happen. No task does this: whoever looks at a master does it first. So a run depends
+    /// on the order of calls only, and not on a scheduler.
     fn catch_up(&mut self, now: Instant) {
         while self.condition == Condition::Up
             && let Some(next) = self.inbox.first_entry()
             && next.key().0 <= now
         {
-            let ((arrives, _), envelope) = next.remove_entry();
+            let ((arrives, _), queued) = next.remove_entry();
             self.now = self.now.max(arrives);
-            self.execute(envelope);
+            self.execute(queued);
         }
         self.now = self.now.max(now);
         self.store.at(self.clock.at(self.now));
     }
 
-    fn execute(&mut self, envelope: Envelope) {
-        let Envelope {
+    fn execute(&mut self, queued: Queued) {
+        let Queued {
             lane,
             command,
             answer,
-        } = envelope;
+        } = queued;
         let store = self.store.at(self.clock.at(self.now));
         let fault = is_for_a_key(&command).then(|| self.faults.pop_front());
         let reply = match fault.flatten() {
@@ -337,7 +348,7 @@ impl State {
         let delay = draw(&mut self.rng, &self.answer_delay);
         let last = &mut self.lanes[lane].last_answer;
         *last = (self.now + delay).max(*last);
-        // Whoever sent it may have gone.
+        // The sender may have gone.
         let _ = answer.send(Answer {
             reply,
             arrives: *last,

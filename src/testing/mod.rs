@@ -1,51 +1,51 @@
-//! Masters that live in memory, with faults at the test's command: no Redis, no sockets, and a paused Tokio clock
-//! works.
+//! Masters that live in memory, with faults that a test controls. They need no Redis and no sockets, and work with a
+//! paused Tokio clock.
 //!
-//! A [`Redlock`](crate::Redlock) over them behaves as over real ones, since only the connection is another one: the
-//! masters execute the same commands and scripts, and a test suite of this crate compares them with a real server.
-//! Everything follows from the seed of [`Masters`] and the order of calls, so on a current-thread runtime with a
-//! paused clock a test runs the same way every time.
+//! A [`Redlock`](crate::Redlock) over masters in memory behaves as over real masters, because only the connection
+//! differs. The masters execute the same commands and scripts, and the tests of this crate compare them with a real
+//! server. The seed of [`Masters`] and the order of calls determine everything. So on a current-thread runtime with a
+//! paused clock, a test runs the same way every time.
 //!
-//! # What a master can be told
+//! # Faults
 //!
-//! | fault | how |
+//! | fault | method |
 //! | --- | --- |
 //! | slow network | [`Master::delay_requests`], [`Master::delay_answers`] |
-//! | a request that is lost, or its answer | [`Master::inject`] with [`Fault::LoseRequest`], [`Fault::LoseAnswer`] |
-//! | an error, or nonsense, instead of an answer | [`Master::inject`] with [`Fault::Error`], [`Fault::Answer`] |
+//! | a request or its answer is lost | [`Master::inject`] with [`Fault::LoseRequest`], [`Fault::LoseAnswer`] |
+//! | an error, or an unexpected reply | [`Master::inject`] with [`Fault::Error`], [`Fault::Answer`] |
 //! | hangs | [`Master::hang`], until [`Master::resume`] |
-//! | is down, comes back empty | [`Master::stop`], [`Master::restart`] |
+//! | is down, restarts empty | [`Master::stop`], [`Master::restart`] |
 //! | its clock is wrong | [`Master::set_clock_rate`] |
-//! | a key is gone | [`Master::lose_key`] |
+//! | a key is lost | [`Master::lose_key`] |
 //!
 //! # In production
 //!
-//! The module exists only with the feature `test-util`, which is off by default and belongs in
-//! `[dev-dependencies]`: there it is on in tests, and nothing of it is compiled elsewhere. Should it be on all the
-//! same, it changes nothing: a client has masters in memory only by
-//! [`RedlockBuilder::testing`](crate::RedlockBuilder::testing), and that logs a warning.
+//! The module exists only with the feature `test-util`, which is off by default and belongs in `[dev-dependencies]`.
+//! There the feature is on in tests only, and nothing of the module is compiled into a release. If the feature is on in
+//! a service after all, it changes nothing: a client has masters in memory only by
+//! [`RedlockBuilder::testing`](crate::RedlockBuilder::testing), which logs a warning.
 //!
 //! # Limits
 //!
-//! - Redlock excludes as long as masters keep their keys until the ttl is over, and clocks run apart by no more than
-//!   the [drift](crate::RedlockBuilder::drift_factor). Masters in memory can be told to break both: after a
-//!   [`restart`](Master::restart) within the ttl, or with [`set_clock_rate(2.0)`](Master::set_clock_rate), there can be two
-//!   holders. The simulation in the tests of this crate finds both cases, and none without.
-//! - Their connections open themselves again. How the crate opens and closes its own, be it over TCP or TLS, is not
-//!   tested by them.
-//! - They know the commands and scripts of this crate, and of any others only those that
-//!   [`connect`](Master::connect) lists.
+//! - Redlock excludes other holders only if masters keep their keys until the ttl is over, and if clocks differ by no
+//!   more than the [drift](crate::RedlockBuilder::drift_factor). Masters in memory can break both assumptions. After a
+//!   [`restart`](Master::restart) within the ttl, or with [`set_clock_rate(2.0)`](Master::set_clock_rate), there can be
+//!   two holders. The simulation in the tests of this crate finds two holders in these two cases, and in no other.
+//! - Their connections open themselves again. So these masters do not test how the crate opens and closes its own
+//!   connections over TCP or TLS.
+//! - They execute the commands and scripts of this crate, and the other commands that [`connect`](Master::connect)
+//!   lists.
 //!
 //! # Examples
 //!
-//! A service that must stop when it loses its lock, and does:
+//! A service that must stop when it loses its lock:
 //!
 //! ```
 //! use std::time::Duration;
 //! use tokio_redlock::testing::Masters;
 //! use tokio_redlock::{KeepAlive, Redlock};
 //!
-//! /// Works under a lock, and says why it had to stop.
+//! /// Works under a lock, and returns why it had to stop.
 //! async fn serve(dlm: Redlock) -> String {
 //!     let ttl = Duration::from_secs(10);
 //!     let lock = dlm.lock("leader", ttl).keep_alive(KeepAlive::new());
@@ -91,7 +91,7 @@ pub use self::connection::Connection;
 pub use self::fault::Fault;
 pub use self::master::Master;
 
-/// Masters in memory, for one test: a slice of [`Master`], and the seed of everything random.
+/// Masters in memory for one test: a slice of [`Master`], and a seed for everything random.
 ///
 /// Clones are the same masters.
 ///
@@ -119,13 +119,14 @@ pub struct Masters {
 }
 
 impl Masters {
-    /// So many masters, empty and in order, with the seed 0.
+    /// Makes `count` masters without keys, with the seed 0.
     #[must_use]
     pub fn new(count: usize) -> Self {
         Self::with_seed(count, 0)
     }
 
-    /// The same with another seed: other values, other retry delays, other delays within their ranges.
+    /// Makes `count` masters without keys. Another seed gives other values, other retry delays and other network
+    /// delays.
     #[must_use]
     pub fn with_seed(count: usize, seed: u64) -> Self {
         let mut seeds = StdRng::seed_from_u64(seed);
@@ -135,7 +136,7 @@ impl Masters {
         }
     }
 
-    /// Sets the delays of all masters, see [`Master::delay_requests`] and [`Master::delay_answers`].
+    /// Sets the delays of all masters; see [`Master::delay_requests`] and [`Master::delay_answers`].
     pub fn delay(&self, each_way: RangeInclusive<Duration>) {
         for master in self.iter() {
             master.delay_requests(each_way.clone());
@@ -143,7 +144,7 @@ impl Masters {
         }
     }
 
-    /// A seed for the next client.
+    /// The seed of the next client.
     pub(crate) fn draw_seed(&self) -> u64 {
         let mut seeds = self.seeds.lock().unwrap_or_else(PoisonError::into_inner);
         seeds.next_u64()

@@ -14,7 +14,8 @@ pub(super) enum Script {
     Inspect,
 }
 
-/// Every script by its hash.
+/// Every script with its hash. The texts are the files that the crate sends, so the hashes always match. Whoever
+/// changes a script must change `run` as well.
 static SCRIPTS: LazyLock<[(String, Script); 3]> = LazyLock::new(|| {
     [
         (include_str!("../master/scripts/extend.lua"), Script::Extend),
@@ -36,14 +37,14 @@ impl Script {
         Some(known.1)
     }
 
-    /// The hash of a text, whether or not it is one of ours.
+    /// The hash of a script's text, whether or not this crate has such a script.
     pub(super) fn hash(text: &[u8]) -> String {
         Lua::new(&String::from_utf8_lossy(text))
             .get_hash()
             .to_owned()
     }
 
-    /// Runs with `KEYS[1]` and `ARGV`.
+    /// Executes a script with `KEYS[1]` and `ARGV`.
     pub(super) fn run(self, store: &mut Store, key: &[u8], args: &[&[u8]]) -> Reply {
         let is_ours = |store: &Store| store.get(key) == args.first().copied();
         match self {

@@ -1,4 +1,4 @@
-//! The keys of a master, and the commands on them. Pure: it is told the time.
+//! The keys of a master, and the commands on them. Pure: the caller passes the time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use redis::Value as Reply;
 
 use super::script::{Script, bulk};
 
-/// What a master keeps in memory.
+/// The memory of a master.
 #[derive(Debug, Default)]
 pub(super) struct Store {
     keys: BTreeMap<Vec<u8>, Entry>,
@@ -19,12 +19,12 @@ pub(super) struct Store {
 #[derive(Debug)]
 struct Entry {
     value: Vec<u8>,
-    /// When it is gone, on the master's clock.
+    /// When the key expires, on the master's clock.
     expires: Option<Duration>,
 }
 
 impl Store {
-    /// Lets the clock show a time, and drops the keys that have expired by then.
+    /// Sets the clock, and deletes the keys that have expired by then.
     pub(super) fn at(&mut self, now: Duration) -> &mut Self {
         self.now = now;
         self.keys
@@ -32,7 +32,7 @@ impl Store {
         self
     }
 
-    /// Forgets everything, as a restart without persistence does.
+    /// Deletes all keys and scripts, as a restart without persistence does.
     pub(super) fn clear(&mut self) {
         self.keys.clear();
         self.scripts.clear();
@@ -46,13 +46,14 @@ impl Store {
         self.keys.get(key).map(|entry| &*entry.value)
     }
 
-    /// When a key expires on the master's clock, from now on; `None` without a key, or if it never does.
+    /// How long until a key expires, on the master's clock. `None` if there is no such key, or if the key never
+    /// expires.
     pub(super) fn expires_in(&self, key: &[u8]) -> Option<Duration> {
         let expires = self.keys.get(key)?.expires?;
         Some(expires - self.now)
     }
 
-    /// As PTTL tells it: milliseconds; -1 for a key that does not expire, -2 for no such key.
+    /// The reply of `PTTL`: milliseconds, -1 for a key that never expires, -2 if there is no such key.
     pub(super) fn time_left(&self, key: &[u8]) -> i64 {
         let Some(entry) = self.keys.get(key) else {
             return -2;
@@ -70,14 +71,14 @@ impl Store {
         self.keys.insert(key.to_vec(), entry);
     }
 
-    /// Whether there was such a key.
+    /// Sets when a key expires. Returns whether the key existed.
     pub(super) fn expire(&mut self, key: &[u8], millis: i64) -> bool {
         let expires = self.after(millis);
         let entry = self.keys.get_mut(key);
         entry.map(|entry| entry.expires = Some(expires)).is_some()
     }
 
-    /// Whether there was such a key.
+    /// Deletes a key. Returns whether the key existed.
     pub(super) fn delete(&mut self, key: &[u8]) -> bool {
         self.keys.remove(key).is_some()
     }
@@ -157,12 +158,12 @@ impl Store {
     }
 }
 
-/// A number as Redis reads it.
+/// Parses a number as Redis does.
 pub(super) fn integer(text: &[u8]) -> Option<i64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// An error as a client reads it off the wire: a code, a space, a text.
+/// An error as a client reads it: a code, a space, a text.
 pub(super) fn error(line: &str) -> Reply {
     let line = line.replace(['\r', '\n'], " ");
     let parsed = redis::parse_redis_value(format!("-{line}\r\n").as_bytes());
