@@ -156,7 +156,7 @@ impl Redlock {
     /// ```
     pub async fn inspect(&self, resource: impl AsRef<[u8]>) -> Inspection {
         let (core, patience) = (Arc::clone(self.inner.core()), self.inner.request_timeout);
-        let request = Request::inspect(self.inner.key(resource.as_ref()).as_bytes());
+        let request = Request::inspect(&self.inner.key(resource.as_ref()));
         let looking = self
             .inner
             .core()

@@ -2,6 +2,7 @@
 //! make. Armed before the first request leaves; dropped, it is released. There is no other way to let go.
 
 use std::pin::pin;
+use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -151,7 +152,7 @@ impl Claim {
     ) -> Result<Round, (Failure, Ballots)> {
         let start = self.now();
         let valid_until = ttl.valid_until(start);
-        let request = Request::acquire(self.key.as_bytes(), &self.value, ttl);
+        let request = Request::acquire(&self.key, &self.value, ttl);
         let (outcome, round) = self.ask(&request, ttl, start.until(valid_until)).await;
         if outcome == Outcome::Quorum && self.now() < valid_until {
             let mut lease = self.lease();
@@ -175,14 +176,14 @@ impl Claim {
     /// Asks all masters to lengthen the key, or to set it again where it is missing.
     pub(crate) async fn extend(&self, ttl: Duration) -> Result<Extended, ExtendError> {
         let ttl = Ttl::new(ttl, self.inner.drift)?;
-        let request = Request::extend(self.key.as_bytes(), &self.value, ttl);
+        let request = Request::extend(slice::from_ref(&self.key), &self.value, ttl);
         self.renew(ttl, request).await
     }
 
     /// Asks all masters to lengthen a key of another claim, which does not become ours by that alone.
     pub(crate) async fn adopt(&self, ttl: Duration) -> Result<Extended, ExtendError> {
         let ttl = Ttl::new(ttl, self.inner.drift)?;
-        let request = Request::adopt(self.key.as_bytes(), &self.value, ttl);
+        let request = Request::adopt(slice::from_ref(&self.key), &self.value, ttl);
         self.renew(ttl, request).await
     }
 
@@ -273,7 +274,7 @@ impl Claim {
         } = &*self.inner;
         let ttl = Duration::from_millis(self.longest_ttl.load(Ordering::Relaxed));
         let deletion = Deletion {
-            request: Request::release(self.key.as_bytes(), &self.value),
+            request: Request::release(slice::from_ref(&self.key), &self.value),
             deletes: Deletes::new(dirty),
             gone: clock.now().after(ttl).after(drift.over(ttl)),
             clock: *clock,

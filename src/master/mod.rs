@@ -3,6 +3,7 @@
 mod connection;
 mod connector;
 mod link;
+mod reply;
 mod request;
 mod unclosed;
 
@@ -13,14 +14,14 @@ use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
-use redis::{Cmd, ErrorKind, ServerErrorKind, Value as Reply};
+use redis::{ErrorKind, ServerErrorKind, Value as Reply};
 use tokio::time::{sleep, timeout};
 
-pub(crate) use self::connection::Given;
-use self::connection::{Fault, Unwanted};
-pub(crate) use self::connector::{Source, address};
-use self::link::{Link, Live};
-use self::request::read_state;
+pub(crate) use self::connection::External;
+use self::connection::{Command, Connection, SendError, WhenCallerGone};
+pub(crate) use self::connector::{Connector, address};
+use self::link::Link;
+use self::reply::{read, read_state};
 pub(crate) use self::request::{Request, hash_scripts};
 use crate::address::Address;
 use crate::engine::Engine;
@@ -41,11 +42,11 @@ impl Master {
     /// `timeout` is how long a request may take.
     pub(crate) fn new(
         address: Address,
-        source: Source,
+        connector: Connector,
         engine: Weak<Engine>,
         timeout: Duration,
     ) -> Self {
-        let link = Arc::new(Link::new(address, source, engine, timeout));
+        let link = Arc::new(Link::new(address, connector, engine, timeout));
         Self { link }
     }
 
@@ -86,7 +87,7 @@ impl Master {
 
     async fn vote(&self, request: &Request, permit: &SendPermit, patience: Duration) -> Vote {
         let vote = match self.send(request, permit, patience).await {
-            Ok(Some(reply)) => request.read(&reply),
+            Ok(Some(reply)) => read(request.kind(), &reply),
             Ok(None) => Vote::NotNeeded,
             Err(error) => Vote::Failed(error),
         };
@@ -143,7 +144,7 @@ impl Master {
     async fn send_once_connected(
         &self,
         request: &Request,
-        mut command: Arc<Cmd>,
+        mut command: Arc<Command>,
         permit: &SendPermit,
         patience: Duration,
     ) -> Result<Option<Reply>, MasterError> {
@@ -175,14 +176,14 @@ impl Master {
     /// nothing.
     async fn send_on(
         &self,
-        live: Live,
-        command: Arc<Cmd>,
+        live: Connection,
+        command: Arc<Command>,
         permit: &SendPermit,
     ) -> Result<Reply, Unanswered> {
         let (link, connection) = (&self.link, live.serial());
         let unwanted = match permit {
-            SendPermit::Delete(..) => Unwanted::Sent,
-            SendPermit::ReadOnly | SendPermit::Write(..) => Unwanted::Dropped,
+            SendPermit::Delete(..) => WhenCallerGone::Send,
+            SendPermit::ReadOnly | SendPermit::Write(..) => WhenCallerGone::Skip,
         };
         let mut exchange = pin!(link.exchange(live, command, unwanted));
         let latest_unclosed = link.latest_unclosed();
@@ -201,17 +202,17 @@ impl Master {
                 return Ok(reply);
             }
             // The connection had ended before. Typically it was idle.
-            Err(Fault::Unsent { error, is_certain }) => {
+            Err(SendError::Unsent { error, is_certain }) => {
                 if is_certain {
                     permit.answered();
                     permit.retract();
                 }
                 return Err(Unanswered::Unsent(MasterError::from_redis(error)));
             }
-            Err(Fault::Broken(error)) => {
+            Err(SendError::Broken(error)) => {
                 return Err(Unanswered::Failed(MasterError::from_redis(error)));
             }
-            Err(Fault::Replied(error)) => error,
+            Err(SendError::Replied(error)) => error,
         };
         // A connection that the user gave us may reply with an error of its own.
         if !error.is_io_error() {

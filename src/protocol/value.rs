@@ -9,7 +9,7 @@ const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// 160 random bits in hexadecimal, as much as the Redlock page asks for, and never used for a second attempt; or
 /// what another process handed over.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Value(Arc<str>);
 
 impl Value {

@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
-use redis::{Cmd, Value as Reply};
+use redis::Value as Reply;
 use tokio::time::{Instant, sleep, timeout};
 
 use self::reconnector::{Mender, Prober};
-use super::connection::{Fault, Unwanted, Wire};
-use super::connector::{Source, close, prepare};
+use super::connection::{Command, Connection, SendError, WhenCallerGone};
+use super::connector::{Connector, close_earlier};
 use super::unclosed::Unclosed;
 use crate::address::Address;
 use crate::engine::Engine;
@@ -39,7 +39,7 @@ const MIN_PAUSE: Duration = Duration::from_millis(20);
 
 pub(crate) struct Link {
     address: Address,
-    source: Source,
+    connector: Connector,
     /// Where its connections are served. Gone with the client.
     engine: Weak<Engine>,
     /// How long an attempt to connect may take.
@@ -66,28 +66,14 @@ pub(crate) struct Link {
     refusing: AtomicBool,
 }
 
-/// An open connection, and which one in the row of them.
-#[derive(Clone)]
-pub(crate) struct Live {
-    wire: Wire,
-    serial: u64,
-}
-
-impl Live {
-    /// Which one it is in the row of connections, from 1.
-    pub(crate) fn serial(&self) -> u64 {
-        self.serial
-    }
-}
-
 enum State {
     Idle,
     Connecting {
         since: Instant,
     },
-    Up(Live),
+    Up(Connection),
     /// A connection that does not answer; a task tries to open another one.
-    Hung(Live),
+    Hung(Connection),
     /// No connection, and why; a task is at it.
     Down(MasterError),
 }
@@ -103,13 +89,13 @@ impl State {
 impl Link {
     pub(crate) fn new(
         address: Address,
-        source: Source,
+        connector: Connector,
         engine: Weak<Engine>,
         timeout: Duration,
     ) -> Self {
         Self {
             address,
-            source,
+            connector,
             engine,
             timeout: timeout.clamp(CONNECT_TIMEOUT, LONGEST_CONNECT_TIMEOUT),
             state: FairWatch::new(State::Idle),
@@ -131,7 +117,7 @@ impl Link {
     }
 
     /// The connection, if there is one that is good.
-    pub(crate) fn live_now(&self) -> Option<Live> {
+    pub(crate) fn live_now(&self) -> Option<Connection> {
         match &*self.state.borrow() {
             State::Up(live) => Some(live.clone()),
             _ => None,
@@ -142,7 +128,10 @@ impl Link {
     ///
     /// Waits for an attempt to connect, unless that has gone on for longer than `patience`: a master that is known
     /// to be down, or to hang, fails at once. Sets no timer; how long to wait is up to the caller.
-    pub(crate) async fn live(self: &Arc<Self>, patience: Duration) -> Result<Live, MasterError> {
+    pub(crate) async fn live(
+        self: &Arc<Self>,
+        patience: Duration,
+    ) -> Result<Connection, MasterError> {
         let look = |state: &State| match state {
             State::Up(live) => Some(Ok(live.clone())),
             _ => self.failure(state, patience).map(Err),
@@ -180,7 +169,7 @@ impl Link {
     pub(crate) async fn live_to_undo(
         self: &Arc<Self>,
         patience: Duration,
-    ) -> Result<Live, MasterError> {
+    ) -> Result<Connection, MasterError> {
         if let State::Hung(live) = &*self.state.borrow() {
             return Ok(live.clone());
         }
@@ -196,17 +185,16 @@ impl Link {
     /// Sends one command and waits for the reply; the first poll hands it over.
     pub(crate) async fn exchange(
         self: &Arc<Self>,
-        live: Live,
-        command: Arc<Cmd>,
-        unwanted: Unwanted,
-    ) -> Result<Reply, Fault> {
+        live: Connection,
+        command: Arc<Command>,
+        unwanted: WhenCallerGone,
+    ) -> Result<Reply, SendError> {
         self.mark_asked(&live);
-        let Live { wire, serial, .. } = live;
-        let reply = wire.send(command, unwanted).await;
+        let reply = live.send(command, unwanted).await;
         match &reply {
-            Err(Fault::Unsent { .. } | Fault::Broken(_)) => self.broken(serial),
+            Err(SendError::Unsent { .. } | SendError::Broken(_)) => self.broken(live.serial()),
             // Said by a connection that the user gave us, not by the master.
-            Err(Fault::Replied(error)) if error.is_io_error() => {}
+            Err(SendError::Replied(error)) if error.is_io_error() => {}
             _ => self.heard(),
         }
         reply
@@ -218,7 +206,7 @@ impl Link {
             // This says something about the key, not about the master.
             MasterError::WrongType(_) => false,
             // This is about the connection before the one that is up.
-            MasterError::Disconnected(_) if self.source.reconnects() && self.is_up() => false,
+            MasterError::Disconnected(_) if self.connector.reconnects() && self.is_up() => false,
             MasterError::Auth(_)
             | MasterError::Forbidden(_)
             | MasterError::Server(_)
@@ -250,7 +238,7 @@ impl Link {
         self.asked.store(0, Ordering::Relaxed);
     }
 
-    fn mark_asked(self: &Arc<Self>, live: &Live) {
+    fn mark_asked(self: &Arc<Self>, live: &Connection) {
         let now = self.now();
         let asked = &self.asked;
         let Err(since) = asked.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed)
@@ -266,7 +254,7 @@ impl Link {
 
     /// A request found its connection broken: another one is opened at once.
     fn broken(self: &Arc<Self>, serial: u64) {
-        self.connect_if(|state| matches!(state, State::Up(current) if current.serial == serial));
+        self.connect_if(|state| matches!(state, State::Up(current) if current.serial() == serial));
     }
 
     fn connect_if_idle(self: &Arc<Self>) {
@@ -311,31 +299,32 @@ impl Link {
         let since_last = self.since(&self.attempted);
         sleep(MIN_PAUSE.saturating_sub(since_last)).await;
         self.attempted.store(self.now(), Ordering::Relaxed);
+        // Only one of the attempts that run at the same time can succeed, so connections in use have rising numbers.
+        let serial = self.serials.fetch_add(1, Ordering::Relaxed) + 1;
         let opened = timeout(self.timeout, async {
-            let wire = self.source.open(&self.engine).await?;
+            let connection = self.connector.open(serial, &self.engine).await?;
             // From here on the old connection is closed, even should it come back to life.
             self.change(|state| matches!(state, State::Hung(_)), State::connecting());
-            let identity = prepare(&self.source, &wire).await;
-            Ok((wire, identity))
+            let client_id = self.connector.set_up(&connection).await;
+            Ok((connection, client_id))
         });
         let opened = opened.await.unwrap_or_else(|_| {
             let error = format!("timed out after {:?}", self.timeout);
             Err(io::Error::new(io::ErrorKind::TimedOut, error).into())
         });
-        let (wire, identity) = opened.map_err(MasterError::from_connecting)?;
+        let (connection, client_id) = opened.map_err(MasterError::from_connecting)?;
         let mut unclosed = lock(&self.unclosed).clone();
-        if let Some(new) = &identity {
+        if let Some(new) = &client_id {
             // With a time of its own: a master far away is used also if this takes too long.
-            let _ = timeout(self.timeout, close(&wire, &mut unclosed, new)).await;
+            let _ = timeout(self.timeout, close_earlier(&connection, &mut unclosed, new)).await;
         }
-        let serial = self.serials.fetch_add(1, Ordering::Relaxed) + 1;
         self.latest_unclosed
             .store(unclosed.latest(), Ordering::Release);
-        unclosed.push(serial, identity);
+        unclosed.push(serial, client_id);
         *lock(&self.unclosed) = unclosed;
         self.refusing.store(false, Ordering::Relaxed);
         self.heard();
-        self.state.set(State::Up(Live { wire, serial }));
+        self.state.set(State::Up(connection));
         Ok(())
     }
 

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
-use redis::{Cmd, RedisError};
+use redis::RedisError;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Link, Live, MIN_PAUSE, SILENCE, State};
-use crate::master::connection::{Fault, Unwanted};
+use super::{Link, MIN_PAUSE, SILENCE, State};
+use crate::master::connection::{Command, Connection, SendError, WhenCallerGone};
 use crate::vote::MasterError;
 
 /// At most this long, so that a master that comes back votes within half a second.
@@ -71,9 +71,9 @@ impl Mender {
     }
 
     /// Opens another connection beside one that hangs, unless that one comes back to life first.
-    async fn replace(&self, hung: Live) {
+    async fn replace(&self, hung: Connection) {
         let link = &self.link;
-        let reconnects = link.source.reconnects();
+        let reconnects = link.connector.reconnects();
         let mut another = pin!(async {
             if reconnects {
                 self.connect_until_it_works().await;
@@ -125,15 +125,14 @@ impl Prober {
         Self(Mender::new(link, false))
     }
 
-    pub(super) async fn run(self, live: Live) {
+    pub(super) async fn run(self, live: Connection) {
         let Self(mender) = &self;
         let link = &mender.link;
-        let ping = link.exchange(live.clone(), ping(), Unwanted::Dropped);
+        let ping = link.exchange(live.clone(), ping(), WhenCallerGone::Skip);
         if timeout(link.doubt(), ping).await.is_ok() {
             return;
         }
-        let current =
-            |state: &State| matches!(state, State::Up(current) if current.serial == live.serial);
+        let current = |state: &State| matches!(state, State::Up(current) if current.serial() == live.serial());
         if link.change(current, State::Hung(live.clone())) {
             mender.in_charge.store(true, Ordering::Relaxed);
             link.report(&MasterError::Hung(link.silence()));
@@ -143,13 +142,13 @@ impl Prober {
 }
 
 /// Waits for a sign of life; `false` if the connection breaks instead.
-async fn revives(live: &Live) -> bool {
+async fn revives(live: &Connection) -> bool {
     loop {
-        match live.wire.send(ping(), Unwanted::Dropped).await {
-            Err(Fault::Unsent { .. } | Fault::Broken(_)) => return false,
+        match live.send(ping(), WhenCallerGone::Skip).await {
+            Err(SendError::Unsent { .. } | SendError::Broken(_)) => return false,
             // Said by a connection that the user gave us, not by the master.
-            Err(Fault::Replied(error)) if error.is_io_error() => sleep(SILENCE).await,
-            Ok(_) | Err(Fault::Replied(_)) => return true,
+            Err(SendError::Replied(error)) if error.is_io_error() => sleep(SILENCE).await,
+            Ok(_) | Err(SendError::Replied(_)) => return true,
         }
     }
 }
@@ -158,6 +157,6 @@ fn no_thread() -> RedisError {
     io::Error::other("no thread can be started to look up its name").into()
 }
 
-fn ping() -> Arc<Cmd> {
-    Arc::new(redis::cmd("PING"))
+fn ping() -> Arc<Command> {
+    Command::plain(redis::cmd("PING"))
 }
