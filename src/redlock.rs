@@ -161,7 +161,7 @@ impl Redlock {
             .inner
             .core()
             .engine
-            .run(async move { core.masters.look(&request, patience).await });
+            .run(async move { core.masters.inspect(&request, patience).await });
         let views = looking.await.unwrap_or_else(|stopped| {
             let error = MasterError::NotAsked(stopped.to_string());
             self.inner.core().masters.all_unreachable(&error)

@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use crate::clock::{Clock, Moment};
 use crate::engine::{Engine, Stopped};
 use crate::error::name;
-use crate::master::Request;
+use crate::master::{Answer, Request};
 use crate::masters::Masters;
 use crate::permit::Deletes;
 use crate::protocol::key::Key;
@@ -190,7 +190,7 @@ impl Deletion {
         }
         round.finished(self.patience).await;
         let unsettled: Vec<usize> = (0..masters.count())
-            .filter(|master| !self.is_final(*master, round.vote(*master).as_ref()))
+            .filter(|master| !self.is_final(*master, round.answer(*master).as_ref()))
             .collect();
         drop(round);
         pending.complaint = self.finish(masters, unsettled).await;
@@ -204,7 +204,7 @@ impl Deletion {
         let deleted = unsettled.iter().map(|&it| self.delete_on(masters, it));
         let deleted = timeout(self.clock.now().until(self.gone), join_all(deleted)).await;
         match deleted {
-            Ok(votes) if votes.iter().all(Vote::is_settled) => return None,
+            Ok(answers) if answers.iter().all(Answer::is_settled) => return None,
             Ok(_) => return Some("a master refused it"),
             Err(_) => {}
         }
@@ -220,14 +220,14 @@ impl Deletion {
     }
 
     /// Deletes on one master until what was sent before can no longer come after it.
-    async fn delete_on(&self, masters: &Masters, master: usize) -> Vote {
+    async fn delete_on(&self, masters: &Masters, master: usize) -> Answer {
         let mut pause = self.patience;
         loop {
-            let vote = masters
+            let answer = masters
                 .delete_until_answered(master, &self.request, &self.deletes)
                 .await;
-            if !vote.is_settled() || self.is_final(master, Some(&vote)) {
-                return vote;
+            if !answer.is_settled() || self.is_final(master, Some(&answer)) {
+                return answer;
             }
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -235,9 +235,9 @@ impl Deletion {
     }
 
     /// Whether a master holds nothing of ours after this answer, now and later.
-    fn is_final(&self, master: usize, vote: Option<&Vote>) -> bool {
-        let has_found = matches!(vote, Some(Vote::Granted));
-        vote.is_some_and(Vote::is_settled) && !self.deletes.may_be_late(master, has_found)
+    fn is_final(&self, master: usize, answer: Option<&Answer>) -> bool {
+        let has_found = matches!(answer, Some(Answer::Granted(_)));
+        answer.is_some_and(Answer::is_settled) && !self.deletes.may_be_late(master, has_found)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use redis::{ErrorKind, RedisError, ServerErrorKind};
+use redis::RedisError;
 use thiserror::Error;
 
 use crate::address::Address;
@@ -104,68 +104,6 @@ pub enum KeyState {
     Unreachable(MasterError),
 }
 
-impl MasterError {
-    /// The master answered, and this is what it said; or the connection failed with this.
-    pub(crate) fn from_redis(error: RedisError) -> Self {
-        match (error.code(), error.kind()) {
-            (Some("WRONGTYPE"), _) => Self::WrongType(error),
-            (_, ErrorKind::Server(ServerErrorKind::NoPerm)) => Self::Forbidden(error),
-            // What Redis 7.0 says when the script runs, and a command or key in it is forbidden.
-            (Some("ERR"), _)
-                if error
-                    .detail()
-                    .is_some_and(|detail| detail.contains("executing the script can't")) =>
-            {
-                Self::Forbidden(error)
-            }
-            (Some("NOAUTH" | "WRONGPASS"), _) | (_, ErrorKind::AuthenticationFailed) => {
-                Self::Auth(error)
-            }
-            (_, ErrorKind::Io) => Self::Disconnected(error),
-            (_, ErrorKind::Parse | ErrorKind::UnexpectedReturnType) => {
-                Self::Protocol(error.to_string())
-            }
-            _ => Self::Server(error),
-        }
-    }
-
-    /// Whether the master replied this before it did anything: the request has surely left nothing.
-    pub(crate) fn is_refusal(&self) -> bool {
-        match self {
-            Self::Auth(_) | Self::Forbidden(_) | Self::WrongType(_) => true,
-            Self::Server(error) => matches!(
-                error.code(),
-                Some(
-                    "LOADING"
-                        | "READONLY"
-                        | "OOM"
-                        | "MISCONF"
-                        | "NOREPLICAS"
-                        | "MASTERDOWN"
-                        | "BUSY"
-                )
-            ),
-            _ => false,
-        }
-    }
-
-    /// Whether the same request may well be answered another time.
-    pub(crate) fn may_pass(&self) -> bool {
-        !matches!(
-            self,
-            Self::WrongType(_) | Self::Forbidden(_) | Self::Protocol(_)
-        )
-    }
-
-    /// Opening a connection failed with this.
-    pub(crate) fn from_connecting(error: RedisError) -> Self {
-        match Self::from_redis(error) {
-            Self::Disconnected(error) => Self::Connect(error),
-            other => other,
-        }
-    }
-}
-
 impl Ballots {
     pub(crate) fn new(ballots: impl IntoIterator<Item = (Address, Vote)>) -> Self {
         let ballots = ballots.into_iter();
@@ -228,15 +166,6 @@ impl Vote {
     /// Whether the key is not ours on this master.
     pub(crate) fn is_denied(&self) -> bool {
         matches!(self, Self::Refused | Self::NothingSent)
-    }
-
-    /// Whether a master surely holds nothing of ours after this answer to a release.
-    pub(crate) fn is_settled(&self) -> bool {
-        match self {
-            Self::Granted | Self::Refused | Self::NothingSent => true,
-            Self::Failed(error) => matches!(error, MasterError::WrongType(_)),
-            Self::Recreated | Self::NotNeeded => false,
-        }
     }
 }
 

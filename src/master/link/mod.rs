@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use self::reconnector::{Mender, Prober};
 use super::connection::{Command, Connection, SendError, WhenCallerGone};
 use super::connector::{Connector, close_earlier};
+use super::reply::{Sign, connect_error};
 use super::unclosed::Unclosed;
 use crate::address::Address;
 use crate::engine::Engine;
@@ -117,7 +118,7 @@ impl Link {
     }
 
     /// The connection, if there is one that is good.
-    pub(crate) fn live_now(&self) -> Option<Connection> {
+    pub(crate) fn open_connection(&self) -> Option<Connection> {
         match &*self.state.borrow() {
             State::Up(live) => Some(live.clone()),
             _ => None,
@@ -128,7 +129,7 @@ impl Link {
     ///
     /// Waits for an attempt to connect, unless that has gone on for longer than `patience`: a master that is known
     /// to be down, or to hang, fails at once. Sets no timer; how long to wait is up to the caller.
-    pub(crate) async fn live(
+    pub(crate) async fn connection(
         self: &Arc<Self>,
         patience: Duration,
     ) -> Result<Connection, MasterError> {
@@ -166,18 +167,18 @@ impl Link {
 
     /// The connection for what undoes something, also one that hangs: there it is executed behind what it undoes,
     /// whenever that is.
-    pub(crate) async fn live_to_undo(
+    pub(crate) async fn connection_for_delete(
         self: &Arc<Self>,
         patience: Duration,
     ) -> Result<Connection, MasterError> {
         if let State::Hung(live) = &*self.state.borrow() {
             return Ok(live.clone());
         }
-        self.live(patience).await
+        self.connection(patience).await
     }
 
     /// Waits until there is a connection, however long that takes.
-    pub(crate) async fn up(self: &Arc<Self>) {
+    pub(crate) async fn wait_until_up(self: &Arc<Self>) {
         let look = |state: &State| matches!(state, State::Up(_)).then_some(());
         self.state.wait_for(|| self.connect_if_idle(), look).await;
     }
@@ -191,11 +192,10 @@ impl Link {
     ) -> Result<Reply, SendError> {
         self.mark_asked(&live);
         let reply = live.send(command, unwanted).await;
-        match &reply {
-            Err(SendError::Unsent { .. } | SendError::Broken(_)) => self.broken(live.serial()),
-            // Said by a connection that the user gave us, not by the master.
-            Err(SendError::Replied(error)) if error.is_io_error() => {}
-            _ => self.heard(),
+        match Sign::of(&reply) {
+            Sign::Broken => self.broken(live.serial()),
+            Sign::Unknown => {}
+            Sign::Alive => self.heard(),
         }
         reply
     }
@@ -312,7 +312,7 @@ impl Link {
             let error = format!("timed out after {:?}", self.timeout);
             Err(io::Error::new(io::ErrorKind::TimedOut, error).into())
         });
-        let (connection, client_id) = opened.map_err(MasterError::from_connecting)?;
+        let (connection, client_id) = opened.map_err(connect_error)?;
         let mut unclosed = lock(&self.unclosed).clone();
         if let Some(new) = &client_id {
             // With a time of its own: a master far away is used also if this takes too long.
@@ -324,7 +324,7 @@ impl Link {
         *lock(&self.unclosed) = unclosed;
         self.refusing.store(false, Ordering::Relaxed);
         self.heard();
-        self.state.set(State::Up(connection));
+        self.change(|_| true, State::Up(connection));
         Ok(())
     }
 

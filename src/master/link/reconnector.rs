@@ -13,7 +13,8 @@ use redis::RedisError;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Link, MIN_PAUSE, SILENCE, State};
-use crate::master::connection::{Command, Connection, SendError, WhenCallerGone};
+use crate::master::connection::{Command, Connection, WhenCallerGone};
+use crate::master::reply::{Sign, connect_error};
 use crate::vote::MasterError;
 
 /// At most this long, so that a master that comes back votes within half a second.
@@ -53,7 +54,7 @@ impl Mender {
             let started = Instant::now();
             // Tokio panics where it cannot start a thread that looks up a name.
             let opened = AssertUnwindSafe(link.open_somehow()).catch_unwind().await;
-            let opened = opened.unwrap_or_else(|_| Err(MasterError::from_connecting(no_thread())));
+            let opened = opened.unwrap_or_else(|_| Err(connect_error(no_thread())));
             let Err(error) = opened else {
                 self.in_charge.store(false, Ordering::Relaxed);
                 return;
@@ -144,11 +145,10 @@ impl Prober {
 /// Waits for a sign of life; `false` if the connection breaks instead.
 async fn revives(live: &Connection) -> bool {
     loop {
-        match live.send(ping(), WhenCallerGone::Skip).await {
-            Err(SendError::Unsent { .. } | SendError::Broken(_)) => return false,
-            // Said by a connection that the user gave us, not by the master.
-            Err(SendError::Replied(error)) if error.is_io_error() => sleep(SILENCE).await,
-            Ok(_) | Err(SendError::Replied(_)) => return true,
+        match Sign::of(&live.send(ping(), WhenCallerGone::Skip).await) {
+            Sign::Alive => return true,
+            Sign::Broken => return false,
+            Sign::Unknown => sleep(SILENCE).await,
         }
     }
 }
