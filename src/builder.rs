@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::engine::{Home, Named};
 use crate::error::BuildError;
 use crate::inner::Inner;
-use crate::master::{Given, Source, address, hash_scripts};
+use crate::master::{Connector, External, address, hash_scripts};
 use crate::per_process::PerProcess;
 use crate::protocol::validity::Drift;
 use crate::random::Random;
@@ -66,7 +66,7 @@ pub struct RedlockBuilder {
 enum Candidate {
     Url(String),
     Client(Box<Client>),
-    Given(Arc<dyn Given>),
+    Given(Arc<dyn External>),
 }
 
 impl Redlock {
@@ -331,11 +331,11 @@ impl RedlockBuilder {
 }
 
 /// Turns every master into its address and the source of its connections.
-fn resolve(candidates: Vec<Candidate>) -> Result<Vec<(Address, Source)>, BuildError> {
+fn resolve(candidates: Vec<Candidate>) -> Result<Vec<(Address, Connector)>, BuildError> {
     if candidates.is_empty() {
         return Err(BuildError::NoMaster);
     }
-    let mut sources: Vec<(Address, Source)> = Vec::with_capacity(candidates.len());
+    let mut sources: Vec<(Address, Connector)> = Vec::with_capacity(candidates.len());
     for (place, candidate) in candidates.into_iter().enumerate() {
         let (address, source) = match candidate {
             Candidate::Url(url) => {
@@ -345,7 +345,7 @@ fn resolve(candidates: Vec<Candidate>) -> Result<Vec<(Address, Source)>, BuildEr
             Candidate::Client(client) => by_client(&client, address(&client).as_str())?,
             Candidate::Given(connection) => {
                 let address = Address::new(format!("connection {}", place + 1));
-                (address, Source::Given(connection))
+                (address, Connector::External(connection))
             }
         };
         if sources.iter().any(|(other, _)| is_same(other, &address)) {
@@ -367,8 +367,8 @@ fn is_same(one: &Address, other: &Address) -> bool {
     plain(one) == plain(other)
 }
 
-fn by_client(client: &Client, given: &str) -> Result<(Address, Source), BuildError> {
-    let source = Source::client(client).map_err(|error| refuse(given, error))?;
+fn by_client(client: &Client, given: &str) -> Result<(Address, Connector), BuildError> {
+    let source = Connector::client(client).map_err(|error| refuse(given, error))?;
     Ok((address(client), source))
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::address::Address;
 use crate::clock::Clock;
 use crate::engine::{Engine, Home};
-use crate::master::{Master, Source};
+use crate::master::{Connector, Master};
 use crate::masters::Masters;
 use crate::per_process::PerProcess;
 use crate::protocol::key::Key;
@@ -17,7 +17,7 @@ use crate::retry::RetryPolicy;
 
 pub(crate) struct Inner {
     /// The address of each master, and the source of its connections.
-    pub(crate) sources: Vec<(Address, Source)>,
+    pub(crate) sources: Vec<(Address, Connector)>,
     pub(crate) home: Home,
     pub(crate) retry: RetryPolicy,
     pub(crate) key_prefix: Vec<u8>,

@@ -1,12 +1,14 @@
-//! Which masters may hold a key of a value, and whether they may be sent more for it.
+//! Which masters may hold a key with a value, and whether more requests with that value may be sent to them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-/// The masters where one value may have left a key.
+use crate::sync::lock;
+
+/// The masters on which one value may have left a key.
 ///
-/// Closed before the first compare-and-delete is sent. A request that waits for a connection asks here at the moment
-/// it is sent, so no request comes after the compare-and-delete that undoes it.
+/// It is closed before the first compare-and-delete is sent. A request that waits for a connection asks for permission at
+/// the moment when it is sent. So no request is sent after the compare-and-delete that deletes its key.
 #[derive(Debug)]
 pub(crate) struct DirtyMasters(Mutex<State>);
 
@@ -21,20 +23,33 @@ struct State {
 /// What one master was sent.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sent {
-    /// How many requests may have left a key.
+    /// The number of requests that may have left a key.
     requests: u32,
+    /// The number of requests that may still be executed.
     unanswered: u32,
-    /// The connection of the first of the unanswered ones.
+    /// The connection over which the first of the unanswered requests was sent.
     first_connection: u64,
 }
 
 /// A master that may hold a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Dirty {
-    /// The connection on which a request is unanswered that may still be executed; the first of several.
+    /// The connection over which the first unanswered request was sent; `None` if all requests are answered. An
+    /// unanswered request may still be executed.
     pub(crate) unanswered_on: Option<u64>,
     /// Whether more than one request may have left a key.
     pub(crate) several: bool,
+}
+
+/// What a request has done on its master, as far as the answer tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// The request has left nothing, and is not executed later.
+    Nothing,
+    /// The request may have set or lengthened a key. It is not executed later.
+    MayHaveSetKey,
+    /// There is no answer: the request may have been executed, or may be executed later.
+    MayBeExecutedLater,
 }
 
 impl DirtyMasters {
@@ -46,14 +61,15 @@ impl DirtyMasters {
         })))
     }
 
-    /// The keys are somebody else's until [`adopted`](Self::adopted): they are not to be deleted.
+    /// For a value whose keys belong to another process. They are not to be deleted until they are
+    /// [adopted](Self::adopted).
     pub(crate) fn of_another(masters: usize) -> Arc<Self> {
         let dirty = Self::new(masters);
         dirty.lock().is_owner = false;
         dirty
     }
 
-    /// The keys are ours now, and there may be one on every master.
+    /// Makes the keys ours. From now on each master may hold one.
     pub(crate) fn adopted(&self) {
         let mut state = self.lock();
         state.is_owner = true;
@@ -62,9 +78,12 @@ impl DirtyMasters {
         }
     }
 
-    /// Lets nothing more be sent. Returns the masters that may hold a key, in the order of all masters; `None` if it
-    /// was closed before, or the keys are not ours to delete.
+    /// Permits no further request. Returns for each master what it may hold, in the order of the masters.
+    ///
+    /// Returns `None` if it was closed before, or if the keys are not ours to delete.
     pub(crate) fn close(&self) -> Option<Vec<Option<Dirty>>> {
+        // Under the same lock under which requests are sent: each request is sent before this, and then is counted here;
+        // or it is not sent at all.
         let mut state = self.lock();
         if state.is_closed {
             return None;
@@ -82,14 +101,11 @@ impl DirtyMasters {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
-/// What a compare-and-delete undoes on each master, and whether that is certain.
-///
-/// Deletes are sent to one master one after the other, each when the one before was answered or given up. So what is noted
-/// last belongs to the last vote, and needs no ordering of its own.
+/// What a compare-and-delete has to delete on each master, and whether a key may still come after it.
 #[derive(Debug)]
 pub(crate) struct Deletes {
     masters: Box<[Delete]>,
@@ -98,7 +114,7 @@ pub(crate) struct Deletes {
 #[derive(Debug)]
 struct Delete {
     dirty: Option<Dirty>,
-    /// Whether what is undone may still come after the last one that was sent.
+    /// Whether an unanswered request may be executed after the last delete that was sent.
     may_be_late: AtomicBool,
 }
 
@@ -113,34 +129,39 @@ impl Deletes {
         })
     }
 
-    /// What the master may hold, if anything.
+    /// What a master may hold; `None` if nothing.
     pub(crate) fn dirty(&self, master: usize) -> Option<Dirty> {
         self.masters[master].dirty
     }
 
-    /// Whether something may still come after the last delete that was sent; `has_found` if that one deleted a key.
+    /// Whether an unanswered request may be executed after the last delete that was sent. `has_found` says that this
+    /// delete has deleted a key.
     pub(crate) fn may_be_late(&self, master: usize, has_found: bool) -> bool {
         let Delete { dirty, may_be_late } = &self.masters[master];
-        // The key was that of the only request, so that one has come.
+        // The key came from the only request, so this request has been executed.
         let is_over = has_found && dirty.is_some_and(|dirty| !dirty.several);
+        // Relaxed: one task sends the deletes to a master, one after the other, and reads this after each answer. So it
+        // reads what it has written itself.
         may_be_late.load(Ordering::Relaxed) && !is_over
     }
 }
 
-/// Leave to send a request to one master.
+/// The permission to send a request to one master.
 #[derive(Clone, Debug)]
 pub(crate) enum SendPermit {
     /// Always: the request only reads.
     ReadOnly,
     /// Always, also to a master that hangs: the request deletes.
     Delete(Arc<Deletes>, usize),
-    /// While the masters are not closed, where it is noted.
+    /// Until the masters are closed. Each request is counted there.
     Write(Arc<DirtyMasters>, usize),
 }
 
 impl SendPermit {
-    /// Sends on a connection, if that is still allowed. On earlier connections something may still be under way, up to
-    /// `latest_unclosed`.
+    /// Calls `send` if the request is still permitted; returns `None` if not.
+    ///
+    /// `connection` is the serial number of the connection that `send` uses. `latest_unclosed` is that of the latest
+    /// earlier connection that the master may still have open: requests on it, and on those before, may still be executed.
     pub(crate) fn send<T>(
         &self,
         connection: u64,
@@ -152,7 +173,8 @@ impl SendPermit {
             Self::Delete(deletes, master) => {
                 let delete = &deletes.masters[*master];
                 let unanswered_on = delete.dirty.and_then(|dirty| dirty.unanswered_on);
-                // On the same connection the master keeps the order.
+                // On the same connection the delete is executed after the request. On an earlier one that is still open
+                // the request may be executed after the delete.
                 let may_be_late = unanswered_on
                     .is_some_and(|before| before != connection && before <= latest_unclosed);
                 delete.may_be_late.store(may_be_late, Ordering::Relaxed);
@@ -168,26 +190,28 @@ impl SendPermit {
                 }
                 sent.requests += 1;
                 sent.unanswered += 1;
-                // Under the lock: a close that comes now waits until this is sent.
+                // The lock is held until the request is queued. If it were released before, a delete on another thread
+                // could be queued first, and would miss the key of this request. `send` must not take this lock.
                 return Some(send());
             }
         }
         Some(send())
     }
 
-    /// The master has answered, so the request is not executed later.
-    pub(crate) fn answered(&self) {
-        self.update(|sent| sent.unanswered = sent.unanswered.saturating_sub(1));
-    }
-
-    /// The master has answered that the request left nothing. Another one may have.
-    pub(crate) fn retract(&self) {
-        self.update(|sent| sent.requests = sent.requests.saturating_sub(1));
-    }
-
-    fn update(&self, update: impl FnOnce(&mut Sent)) {
-        if let Self::Write(dirty, master) = self {
-            update(&mut dirty.lock().masters[*master]);
+    /// Records what a request that was sent has done. Another request may have done more.
+    pub(crate) fn record(&self, effect: Effect) {
+        let Self::Write(dirty, master) = self else {
+            return;
+        };
+        let mut state = dirty.lock();
+        let sent = &mut state.masters[*master];
+        match effect {
+            Effect::Nothing => {
+                sent.unanswered = sent.unanswered.saturating_sub(1);
+                sent.requests = sent.requests.saturating_sub(1);
+            }
+            Effect::MayHaveSetKey => sent.unanswered = sent.unanswered.saturating_sub(1),
+            Effect::MayBeExecutedLater => {}
         }
     }
 }
@@ -220,7 +244,26 @@ mod tests {
         let late = write(&dirty, 2);
         assert_eq!(send(&late, 4, || unreachable!("sent")), None::<()>);
         assert_eq!(dirty.close(), None);
-        late.retract();
+        late.record(Effect::Nothing);
+    }
+
+    #[test]
+    fn what_a_request_has_done_decides_what_is_to_be_deleted() {
+        let answered = Dirty {
+            unanswered_on: None,
+            several: false,
+        };
+        for (effect, expected) in [
+            (Effect::Nothing, None),
+            (Effect::MayHaveSetKey, Some(answered)),
+            (Effect::MayBeExecutedLater, on(1)),
+        ] {
+            let dirty = DirtyMasters::new(1);
+            let permit = write(&dirty, 0);
+            send(&permit, 1, || ());
+            permit.record(effect);
+            assert_eq!(dirty.close(), Some(vec![expected]));
+        }
     }
 
     #[test]
@@ -230,8 +273,7 @@ mod tests {
         for permit in &permits {
             send(permit, 1, || ());
         }
-        permits[0].answered();
-        permits[0].retract();
+        permits[0].record(Effect::Nothing);
         assert_eq!(dirty.close(), Some(vec![None, on(1)]));
     }
 
@@ -241,8 +283,7 @@ mod tests {
         let permit = write(&dirty, 0);
         send(&permit, 1, || ());
         send(&permit, 2, || ());
-        permit.answered();
-        permit.retract();
+        permit.record(Effect::Nothing);
         assert_eq!(dirty.close(), Some(vec![on(1)]));
     }
 
@@ -251,7 +292,7 @@ mod tests {
         let dirty = DirtyMasters::new(1);
         let permit = write(&dirty, 0);
         send(&permit, 1, || ());
-        permit.answered();
+        permit.record(Effect::MayHaveSetKey);
         send(&permit, 2, || ());
         let dirty = dirty.close().expect("it was open");
         assert_eq!(dirty[0].and_then(|dirty| dirty.unanswered_on), Some(2));
@@ -275,7 +316,7 @@ mod tests {
         let dirty = DirtyMasters::new(1);
         let permit = write(&dirty, 0);
         send(&permit, 1, || ());
-        permit.answered();
+        permit.record(Effect::MayHaveSetKey);
         send(&permit, 1, || ());
         let deletes = Deletes::new(dirty.close().expect("it was open"));
         let delete = SendPermit::Delete(Arc::clone(&deletes), 0);

@@ -175,12 +175,12 @@ impl Redlock {
     /// ```
     pub async fn inspect(&self, resource: impl AsRef<[u8]>) -> Inspection {
         let (core, patience) = (Arc::clone(self.inner.core()), self.inner.request_timeout);
-        let request = Request::inspect(self.inner.key(resource.as_ref()).as_bytes());
+        let request = Request::inspect(&self.inner.key(resource.as_ref()));
         let looking = self
             .inner
             .core()
             .engine
-            .run(async move { core.masters.look(&request, patience).await });
+            .run(async move { core.masters.inspect(&request, patience).await });
         // Without an engine nothing was asked, and there is no error type: the reason is put into every view.
         let views = looking.await.unwrap_or_else(|stopped| {
             let error = MasterError::NotAsked(stopped.to_string());

@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use crate::clock::{Clock, Moment};
 use crate::engine::{Engine, Stopped};
 use crate::error::name;
-use crate::master::Request;
+use crate::master::{Answer, Request};
 use crate::masters::Masters;
 use crate::permit::Deletes;
 use crate::protocol::key::Key;
@@ -213,7 +213,7 @@ impl Deletion {
         // repeated.
         round.finished(self.patience).await;
         let unsettled: Vec<usize> = (0..masters.count())
-            .filter(|master| !self.is_final(*master, round.vote(*master).as_ref()))
+            .filter(|master| !self.is_final(*master, round.answer(*master).as_ref()))
             .collect();
         // The round holds the futures and votes of all masters. What follows may take as long as the ttl.
         drop(round);
@@ -231,7 +231,7 @@ impl Deletion {
         // harm.
         let deleted = timeout(self.clock.now().until(self.gone), join_all(deleted)).await;
         match deleted {
-            Ok(votes) if votes.iter().all(Vote::is_settled) => return None,
+            Ok(answers) if answers.iter().all(Answer::is_settled) => return None,
             Ok(_) => return Some("a master refused it"),
             Err(_) => {}
         }
@@ -252,15 +252,15 @@ impl Deletion {
     }
 
     /// Deletes on one master, until no request that was sent before can arrive after the last delete.
-    async fn delete_on(&self, masters: &Masters, master: usize) -> Vote {
+    async fn delete_on(&self, masters: &Masters, master: usize) -> Answer {
         let mut pause = self.patience;
         loop {
-            let vote = masters
+            let answer = masters
                 .delete_until_answered(master, &self.request, &self.deletes)
                 .await;
             // An error that a repeated delete would not change, or a delete that no `SET` can follow.
-            if !vote.is_settled() || self.is_final(master, Some(&vote)) {
-                return vote;
+            if !answer.is_settled() || self.is_final(master, Some(&answer)) {
+                return answer;
             }
             // The master has answered, but an unclosed earlier connection may still deliver a `SET`. So the delete is
             // repeated until the caller's timeout, when the ttl is over.
@@ -270,10 +270,10 @@ impl Deletion {
     }
 
     /// Whether the master holds no key of ours after this answer, now and later.
-    fn is_final(&self, master: usize, vote: Option<&Vote>) -> bool {
+    fn is_final(&self, master: usize, answer: Option<&Answer>) -> bool {
         // A delete that found the key shows that the `SET` has arrived, if there was only one `SET`.
-        let has_found = matches!(vote, Some(Vote::Granted));
-        vote.is_some_and(Vote::is_settled) && !self.deletes.may_be_late(master, has_found)
+        let has_found = matches!(answer, Some(Answer::Granted(_)));
+        answer.is_some_and(Answer::is_settled) && !self.deletes.may_be_late(master, has_found)
     }
 }
 

@@ -1,19 +1,19 @@
-//! Mutexes that no panic poisons, and a value that tasks wait for to change.
+//! Mutexes that no panic poisons, and a value whose changes tasks wait for.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// Takes a mutex, also after a panic of its last holder. No code of this crate leaves a half-changed value behind.
+/// Locks a mutex, also after a panic of its last holder. No code of this crate leaves a half-changed value behind.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A value that tasks wait for to change. Wakes the tasks in the order in which they came.
+/// A value whose changes tasks wait for. Wakes the tasks in the order in which they began to wait.
 ///
-/// `tokio::sync::watch` wakes them in a random order. Requests that waited for a connection would then be sent out of
-/// turn, and a simulation would not take the same course twice.
+/// `tokio::sync::watch` wakes them in a random order. Then requests that wait for a connection would be sent out of turn,
+/// and a simulation would not repeat itself.
 pub(crate) struct FairWatch<T> {
     value: Mutex<T>,
     changed: Notify,
@@ -33,31 +33,32 @@ impl<T> FairWatch<T> {
         lock(&self.value)
     }
 
-    /// Sets another value, if it says so by `true`, and tells those who wait.
+    /// Changes the value, and wakes the tasks that wait if `modify` returns `true`.
     pub(crate) fn modify(&self, modify: impl FnOnce(&mut T) -> bool) -> bool {
-        let modified = modify(&mut self.borrow());
-        if modified {
+        let is_modified = modify(&mut self.borrow());
+        // After the lock is released, so that the tasks on other threads do not wait for it as soon as they are woken.
+        if is_modified {
             self.changed.notify_waiters();
         }
-        modified
+        is_modified
     }
 
-    pub(crate) fn set(&self, value: T) {
-        self.modify(|old| {
-            *old = value;
-            true
-        });
-    }
-
-    /// Waits until a look, now or after any change, gives a result. `before` comes before every look, which sees
-    /// what that has changed: it wakes others, but not this one.
-    pub(crate) async fn wait_for<R>(&self, before: impl Fn(), look: impl Fn(&T) -> Option<R>) -> R {
+    /// Waits until `inspect` returns a result, now or after a change.
+    ///
+    /// `before` is called ahead of each `inspect` and may change the value. Such a change wakes other tasks, but not this
+    /// one, because `inspect` sees it.
+    pub(crate) async fn wait_for<R>(
+        &self,
+        before: impl Fn(),
+        inspect: impl Fn(&T) -> Option<R>,
+    ) -> R {
         let _watcher = Watcher::new(&self.watchers);
         loop {
             before();
-            // From here on no change is missed.
+            // `Notified` receives every `notify_waiters` from its creation on, even before its first poll. It is made
+            // after `before`, or this task would wake itself, and before `inspect`, or a change in between would be missed.
             let changed = self.changed.notified();
-            let seen = look(&self.borrow());
+            let seen = inspect(&self.borrow());
             if let Some(result) = seen {
                 return result;
             }
@@ -66,11 +67,12 @@ impl<T> FairWatch<T> {
     }
 
     pub(crate) fn is_watched(&self) -> bool {
+        // Relaxed: the number guards no other memory. Whoever comes just after this look starts what has been stopped.
         self.watchers.load(Ordering::Relaxed) > 0
     }
 }
 
-/// One who waits, counted as long as this exists.
+/// A task that waits. It is counted for as long as this exists.
 struct Watcher<'a>(&'a AtomicUsize);
 
 impl<'a> Watcher<'a> {
@@ -94,33 +96,39 @@ mod tests {
 
     use super::*;
 
-    /// Else it would never rest where what it begins ends at once, as tasks do on a runtime that shuts down.
+    fn set<T>(watched: &FairWatch<T>, value: T) {
+        watched.modify(|old| {
+            *old = value;
+            true
+        });
+    }
+
+    /// Otherwise it would loop for ever on a runtime that shuts down, where each task that it spawns ends at once.
     #[test]
-    fn nobody_wakes_himself() {
-        let (watched, looks) = (FairWatch::new(0), Cell::new(0));
-        let look = |_: &i32| {
-            looks.set(looks.get() + 1);
+    fn a_task_that_waits_does_not_wake_itself() {
+        let (watched, calls) = (FairWatch::new(0), Cell::new(0));
+        let inspect = |_: &i32| {
+            calls.set(calls.get() + 1);
             None::<()>
         };
-        let waits = watched.wait_for(|| watched.set(1), look);
+        let waits = watched.wait_for(|| set(&watched, 1), inspect);
         assert_eq!(waits.now_or_never(), None);
-        assert_eq!(looks.get(), 1);
+        assert_eq!(calls.get(), 1);
         assert!(!watched.is_watched());
     }
 
     #[tokio::test]
-    async fn those_who_wait_are_woken_in_the_order_in_which_they_came() {
+    async fn tasks_are_woken_in_the_order_in_which_they_began_to_wait() {
         let (watched, woken) = (FairWatch::new(false), RefCell::new(Vec::new()));
         let waits = (0..20).map(async |place| {
-            let set = |set: &bool| set.then_some(());
-            watched.wait_for(|| (), set).await;
+            watched.wait_for(|| (), |set| set.then_some(())).await;
             woken.borrow_mut().push(place);
         });
-        let set = async {
+        let change = async {
             assert!(watched.is_watched());
-            watched.set(true);
+            set(&watched, true);
         };
-        futures::join!(futures::future::join_all(waits), set);
+        futures::join!(futures::future::join_all(waits), change);
         assert!(woken.into_inner().into_iter().eq(0..20));
     }
 }

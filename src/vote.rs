@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use redis::{ErrorKind, RedisError, ServerErrorKind};
+use redis::RedisError;
 use thiserror::Error;
 
 use crate::address::Address;
@@ -108,69 +108,6 @@ pub enum KeyState {
     Unreachable(MasterError),
 }
 
-impl MasterError {
-    /// Classifies an error that the master replied, or that ended the connection.
-    pub(crate) fn from_redis(error: RedisError) -> Self {
-        match (error.code(), error.kind()) {
-            (Some("WRONGTYPE"), _) => Self::WrongType(error),
-            (_, ErrorKind::Server(ServerErrorKind::NoPerm)) => Self::Forbidden(error),
-            // Redis 7.0 replies this when a script runs a command that is forbidden, or uses a key that is forbidden.
-            // The reply has no NOPERM code.
-            (Some("ERR"), _)
-                if error
-                    .detail()
-                    .is_some_and(|detail| detail.contains("executing the script can't")) =>
-            {
-                Self::Forbidden(error)
-            }
-            (Some("NOAUTH" | "WRONGPASS"), _) | (_, ErrorKind::AuthenticationFailed) => {
-                Self::Auth(error)
-            }
-            (_, ErrorKind::Io) => Self::Disconnected(error),
-            (_, ErrorKind::Parse | ErrorKind::UnexpectedReturnType) => {
-                Self::Protocol(error.to_string())
-            }
-            _ => Self::Server(error),
-        }
-    }
-
-    /// Whether the master replied this error before it executed anything, so that the request left no key.
-    pub(crate) fn is_refusal(&self) -> bool {
-        match self {
-            Self::Auth(_) | Self::Forbidden(_) | Self::WrongType(_) => true,
-            Self::Server(error) => matches!(
-                error.code(),
-                Some(
-                    "LOADING"
-                        | "READONLY"
-                        | "OOM"
-                        | "MISCONF"
-                        | "NOREPLICAS"
-                        | "MASTERDOWN"
-                        | "BUSY"
-                )
-            ),
-            _ => false,
-        }
-    }
-
-    /// Whether the client sends the same request again: the master may answer it another time.
-    pub(crate) fn may_pass(&self) -> bool {
-        !matches!(
-            self,
-            Self::WrongType(_) | Self::Forbidden(_) | Self::Protocol(_)
-        )
-    }
-
-    /// Classifies an error of an attempt to connect.
-    pub(crate) fn from_connecting(error: RedisError) -> Self {
-        match Self::from_redis(error) {
-            Self::Disconnected(error) => Self::Connect(error),
-            other => other,
-        }
-    }
-}
-
 impl Ballots {
     pub(crate) fn new(ballots: impl IntoIterator<Item = (Address, Vote)>) -> Self {
         let ballots = ballots.into_iter();
@@ -233,15 +170,6 @@ impl Vote {
     /// Whether the master has no key of ours.
     pub(crate) fn is_denied(&self) -> bool {
         matches!(self, Self::Refused | Self::NothingSent)
-    }
-
-    /// Whether this answer to a release is certain: the master had no key of ours when it answered.
-    pub(crate) fn is_settled(&self) -> bool {
-        match self {
-            Self::Granted | Self::Refused | Self::NothingSent => true,
-            Self::Failed(error) => matches!(error, MasterError::WrongType(_)),
-            Self::Recreated | Self::NotNeeded => false,
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! dropped claim is released.
 
 use std::pin::pin;
+use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -164,7 +165,7 @@ impl Claim {
         // has passed since then.
         let start = self.now();
         let valid_until = ttl.valid_until(start);
-        let request = Request::acquire(self.key.as_bytes(), &self.value, ttl);
+        let request = Request::acquire(&self.key, &self.value, ttl);
         // Waiting beyond the validity is useless: the lock would be granted too late.
         let (outcome, round) = self.ask(&request, ttl, start.until(valid_until)).await;
         // The clock, not the timer of the wait: the machine may have been suspended in between.
@@ -192,14 +193,14 @@ impl Claim {
     /// Asks all masters to extend the key, or to set the key again where it is missing.
     pub(crate) async fn extend(&self, ttl: Duration) -> Result<Extended, ExtendError> {
         let ttl = Ttl::new(ttl, self.inner.drift)?;
-        let request = Request::extend(self.key.as_bytes(), &self.value, ttl);
+        let request = Request::extend(slice::from_ref(&self.key), &self.value, ttl);
         self.renew(ttl, request).await
     }
 
     /// Asks all masters to extend a key of another claim. The key does not become ours by this alone.
     pub(crate) async fn adopt(&self, ttl: Duration) -> Result<Extended, ExtendError> {
         let ttl = Ttl::new(ttl, self.inner.drift)?;
-        let request = Request::adopt(self.key.as_bytes(), &self.value, ttl);
+        let request = Request::adopt(slice::from_ref(&self.key), &self.value, ttl);
         self.renew(ttl, request).await
     }
 
@@ -304,7 +305,7 @@ impl Claim {
         // `dirty`. So every request that was sent has its ttl counted here.
         let ttl = Duration::from_millis(self.longest_ttl.load(Ordering::Relaxed));
         let deletion = Deletion {
-            request: Request::release(self.key.as_bytes(), &self.value),
+            request: Request::release(slice::from_ref(&self.key), &self.value),
             deletes: Deletes::new(dirty),
             // From now and not from the last request: a master may execute a request that is under way as late as now.
             // The drift, because the master's clock may be slower than ours.

@@ -1,4 +1,4 @@
-//! Where the connections to one master come from.
+//! Opens the connections to one master, and sets them up.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -11,27 +11,30 @@ use redis::{
 };
 use tokio::sync::Semaphore;
 
-use super::connection::{Given, Unwanted, Wire};
+use super::connection::{Command, Connection, External, WhenCallerGone};
 use super::request::scripts;
-use super::unclosed::{Identity, Unclosed};
+use super::unclosed::{ClientId, Unclosed};
 use crate::address::Address;
 use crate::engine::Engine;
 
-/// An idle connection is probed after so long: below the five minutes after which common firewalls forget it.
+/// The operating system probes a connection after it was idle for this long. Common firewalls forget an idle connection
+/// after five minutes.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// Bytes that stay unacknowledged for so long end the connection.
+/// The operating system ends a connection when bytes stay unacknowledged for this long.
 const USER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What connections are made of.
+/// Opens connections to one master.
 #[derive(Clone)]
-pub(crate) enum Source {
+pub(crate) enum Connector {
+    /// Opens connections of our own.
     Client(Box<Client>),
-    Given(Arc<dyn Given>),
+    /// Hands out the connection that the user has handed in.
+    External(Arc<dyn External>),
 }
 
-impl Source {
-    /// Connections by a client, with the socket options that notice a dead peer.
+impl Connector {
+    /// Opens connections by a client. Adds socket options that notice a dead peer, unless the client has its own.
     pub(crate) fn client(client: &Client) -> RedisResult<Self> {
         let info = client.get_connection_info().clone();
         let mut tcp = info.tcp_settings().clone().set_nodelay(true);
@@ -46,41 +49,47 @@ impl Source {
         Ok(Self::Client(Box::new(client)))
     }
 
-    /// Whether a connection that hangs or broke can be replaced by a new one.
+    /// Whether a new connection can replace one that hangs or broke.
     pub(crate) fn reconnects(&self) -> bool {
         matches!(self, Self::Client(_))
     }
 
-    /// Opens a connection; to be prepared before use.
-    pub(crate) async fn open(&self, engine: &Weak<Engine>) -> RedisResult<Wire> {
+    /// Opens a connection. [`set_up`](Self::set_up) must follow before the connection is used.
+    pub(crate) async fn open(&self, serial: u64, engine: &Weak<Engine>) -> RedisResult<Connection> {
         let client = match self {
             Self::Client(client) => client,
-            Self::Given(connection) => return Ok(Wire::given(Arc::clone(connection), engine)),
+            Self::External(connection) => {
+                let connection = Arc::clone(connection);
+                return Ok(Connection::external(connection, serial, engine));
+            }
         };
         install_crypto_provider(client);
         let config = AsyncConnectionConfig::new()
-            // Timeouts are ours; a request is followed to its end.
+            // The caller sets the timeouts. The connection waits for every reply, however late: with a timeout of its own
+            // it would report a request as failed that may still be executed.
             .set_response_timeout(None)
             .set_connection_timeout(None)
+            // No limit: where the buffer of the connection is full, a later request could pass an earlier one.
             .set_pipeline_buffer_size(Semaphore::MAX_PERMITS);
         let connection = client
             .get_multiplexed_async_connection_with_config(&config)
             .await?;
-        Ok(Wire::own(connection, engine))
+        Ok(Connection::own(connection, serial, engine))
     }
-}
 
-/// Makes a connection ready for use, and returns what its master calls it.
-pub(crate) async fn prepare(source: &Source, wire: &Wire) -> Option<Identity> {
-    match source {
-        Source::Client(_) => {
-            let (identity, ()) = futures::join!(identify(wire), load_scripts(wire));
-            identity
-        }
-        Source::Given(_) => {
-            // Queued by the first poll, before any other request; nobody needs the reply.
-            let _ = load_scripts(wire).now_or_never();
-            None
+    /// Sends what a new connection needs before its first request. Returns the id that the master gave the connection,
+    /// if the master tells.
+    pub(crate) async fn set_up(&self, connection: &Connection) -> Option<ClientId> {
+        match self {
+            Self::Client(_) => {
+                let (id, ()) = futures::join!(client_id(connection), load_scripts(connection));
+                id
+            }
+            Self::External(_) => {
+                // The first poll queues the commands, ahead of every request. Nobody needs the replies.
+                let _ = load_scripts(connection).now_or_never();
+                None
+            }
         }
     }
 }
@@ -103,63 +112,69 @@ pub(crate) fn address(client: &Client) -> Address {
     Address::new(text)
 }
 
-async fn identify(wire: &Wire) -> Option<Identity> {
+/// Asks the master for the id of a connection, and for that of its run.
+async fn client_id(connection: &Connection) -> Option<ClientId> {
     let (mut client, mut server) = (redis::cmd("CLIENT"), redis::cmd("INFO"));
     client.arg("INFO");
     server.arg("server");
-    let (client, server) = futures::join!(text(wire, client), text(wire, server));
+    let (client, server) = futures::join!(text(connection, client), text(connection, server));
     let (client, server) = (client?, server?);
     let id = client
         .split(' ')
         .find_map(|field| field.strip_prefix("id="));
     let run = server.lines().find_map(|line| line.strip_prefix("run_id:"));
-    Some(Identity {
+    Some(ClientId {
         id: id?.parse().ok()?,
         run: run?.trim_end().to_owned(),
     })
 }
 
-async fn text(wire: &Wire, command: Cmd) -> Option<String> {
-    let reply = wire
-        .clone()
-        .send(Arc::new(command), Unwanted::Dropped)
-        .await
-        .ok()?;
+/// Sends a command. Returns the reply if it is a text.
+async fn text(connection: &Connection, cmd: Cmd) -> Option<String> {
+    let command = Command::plain(cmd);
+    let reply = connection.send(command, WhenCallerGone::Skip).await.ok()?;
     String::from_redis_value(reply).ok()
 }
 
-/// Closes earlier connections at the master's end, by a new one.
+/// Closes earlier connections at the master's end, over a new connection.
 ///
-/// What was still under way on them is refused from then on, so no request on the new connection is overtaken by one of
-/// them. Those for which that is not certain are left, also if this is dropped half way.
-pub(crate) async fn close(wire: &Wire, unclosed: &mut Unclosed, new: &Identity) {
+/// A closed connection executes nothing more. So no request that is still under way on an earlier connection is executed
+/// after a request on the new one. What the master has not confirmed as closed stays in `unclosed`, also where this future
+/// is dropped before the replies.
+pub(crate) async fn close_earlier(
+    connection: &Connection,
+    unclosed: &mut Unclosed,
+    new: &ClientId,
+) {
     unclosed.forget_earlier_runs(&new.run);
-    let closed = join_all(unclosed.identities().map(async |identity| {
-        let Some(Identity { id, .. }) = identity else {
+    let closed = join_all(unclosed.client_ids().map(async |client_id| {
+        let Some(ClientId { id, .. }) = client_id else {
             return false;
         };
         let mut kill = redis::cmd("CLIENT");
         kill.arg("KILL").arg("ID").arg(*id);
-        // 1 if it was open, 0 if not.
-        let killed = wire.send(Arc::new(kill), Unwanted::Dropped).await;
-        matches!(killed, Ok(Reply::Int(_)))
+        // The reply is 1 if the connection was open, and 0 if it was closed before.
+        let killed = connection.send(Command::plain(kill), WhenCallerGone::Skip);
+        matches!(killed.await, Ok(Reply::Int(_)))
     }));
     let closed = closed.await;
     unclosed.forget(&closed);
 }
 
-/// Without the scripts at hand, the first release would cost a second round trip, and come after whatever is sent
-/// in between. A master that does not allow it gets them with the first request that needs one.
-async fn load_scripts(wire: &Wire) {
+/// Loads the scripts into the master.
+///
+/// Without them the first release would take a second round trip, and other requests could be executed in between. Where
+/// the user may not load scripts, the first request that needs a script sends its text.
+async fn load_scripts(connection: &Connection) {
     let load = |script| {
         let mut load = redis::cmd("SCRIPT");
         load.arg("LOAD").arg(script);
-        wire.send(Arc::new(load), Unwanted::Dropped)
+        connection.send(Command::plain(load), WhenCallerGone::Skip)
     };
     join_all(scripts().map(load)).await;
 }
 
-/// With rustls, an application that has not chosen a crypto provider gets ours.
+/// With rustls: installs a crypto provider if the application has not installed one.
 #[cfg(feature = "tls-rustls")]
 fn install_crypto_provider(client: &Client) {
     use rustls::crypto::{CryptoProvider, ring};
@@ -169,7 +184,7 @@ fn install_crypto_provider(client: &Client) {
         ConnectionAddr::TcpTls { .. }
     );
     if tls && CryptoProvider::get_default().is_none() {
-        // Fails only if another thread was quicker, and then there is one.
+        // Fails only if another thread has just installed one.
         let _ = ring::default_provider().install_default();
     }
 }

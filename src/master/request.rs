@@ -1,4 +1,4 @@
-//! The requests that a master is sent, and what their replies mean.
+//! The requests that a master is sent.
 //!
 //! | request | command | yes | no |
 //! | --- | --- | --- | --- |
@@ -8,18 +8,18 @@
 //! | release | `release.lua` | 1: ours, and deleted | 0: missing or not ours |
 //! | inspect | `inspect.lua` | value and time to live | |
 //!
-//! Nothing here is newer than Redis 6.2, and the key is the plain string of every other Redlock client: they
-//! exclude us and we them.
+//! No command is newer than Redis 6.2. The key is the plain string that every other Redlock client uses, so this crate
+//! and other clients exclude each other.
 
-use std::fmt::{self, Write};
+use std::slice;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
-use redis::{Arg, Cmd, Script, Value as Reply};
+use redis::{Cmd, Script};
 
+use super::connection::Command;
+use crate::protocol::key::Key;
 use crate::protocol::validity::Ttl;
 use crate::protocol::value::Value;
-use crate::vote::{KeyState, MasterError, Vote};
 
 static EXTEND: Lua = Lua::new(include_str!("scripts/extend.lua"));
 static RELEASE: Lua = Lua::new(include_str!("scripts/release.lua"));
@@ -30,14 +30,17 @@ pub(crate) fn scripts() -> [&'static str; 2] {
     [EXTEND.text, RELEASE.text]
 }
 
-/// Makes the names of all scripts. Not at the first use: a fork might come in the middle of it.
+/// Computes the hashes of all scripts.
+///
+/// The builder calls this. A hash that is computed at the first use could be interrupted by a fork, and the child would
+/// wait for the `OnceLock` for ever.
 pub(crate) fn hash_scripts() {
     for script in [&EXTEND, &RELEASE, &INSPECT] {
         script.hash();
     }
 }
 
-/// A script, and its name on a master that has it.
+/// A script, and its hash, which a master that has the script knows it by.
 struct Lua {
     text: &'static str,
     hash: OnceLock<String>,
@@ -55,252 +58,196 @@ impl Lua {
         let hash = || Script::new(self.text).get_hash().to_owned();
         self.hash.get_or_init(hash)
     }
-
-    fn call(&self, key: &[u8]) -> Cmd {
-        let mut call = with_room(key);
-        call.arg("EVALSHA").arg(self.hash()).arg(1).arg(key);
-        call
-    }
 }
 
-/// A command with room for all arguments of any request, so that it never grows.
-fn with_room(key: &[u8]) -> Cmd {
-    Cmd::with_capacity(7, key.len() + 128)
-}
-
-/// A request, made once and sent to every master.
+/// A request, made once and sent to every master. Clones share it.
 #[derive(Clone)]
-pub(crate) struct Request {
-    kind: Kind,
-    command: Arc<Cmd>,
+pub(crate) struct Request(Arc<Parts>);
+
+struct Parts {
+    content: Content,
+    /// What is sent first: a plain command, or a script by its hash.
+    command: Arc<Command>,
 }
 
-#[derive(Clone, Copy)]
-enum Kind {
-    Acquire,
-    Extend,
+/// What is asked for.
+struct Content {
+    kind: Kind,
+    /// The keys that the request names.
+    keys: Box<[Key]>,
+    /// The value of the lock; `None` if the request only reads.
+    value: Option<Value>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    Acquire(Ttl),
+    Extend(Ttl),
+    /// Like `Extend`, but a missing key is not set again: it may be missing because the lock was released.
+    Adopt(Ttl),
     Release,
     Inspect,
 }
 
+/// How a script is named in a command.
+#[derive(Clone, Copy)]
+enum ScriptBy {
+    Hash,
+    Text,
+}
+
+impl Kind {
+    /// The script of a request; `None` for a plain command.
+    fn script(self) -> Option<&'static Lua> {
+        match self {
+            Self::Acquire(_) => None,
+            Self::Extend(_) | Self::Adopt(_) => Some(&EXTEND),
+            Self::Release => Some(&RELEASE),
+            Self::Inspect => Some(&INSPECT),
+        }
+    }
+}
+
 impl Request {
-    pub(crate) fn acquire(key: &[u8], value: &Value, ttl: Ttl) -> Self {
-        let mut set = with_room(key);
-        set.arg("SET")
-            .arg(key)
-            .arg(value.as_str())
-            .arg("NX")
-            .arg("PX")
-            .arg(ttl.millis());
-        Self::new(Kind::Acquire, set)
+    pub(crate) fn acquire(key: &Key, value: &Value, ttl: Ttl) -> Self {
+        Self::new(Kind::Acquire(ttl), slice::from_ref(key), Some(value))
     }
 
-    pub(crate) fn extend(key: &[u8], value: &Value, ttl: Ttl) -> Self {
-        let mut call = EXTEND.call(key);
-        call.arg(value.as_str()).arg(ttl.millis());
-        Self::new(Kind::Extend, call)
+    pub(crate) fn extend(keys: &[Key], value: &Value, ttl: Ttl) -> Self {
+        Self::new(Kind::Extend(ttl), keys, Some(value))
     }
 
-    /// An extension that sets nothing where the key is missing: whoever adopts may be mistaken.
-    pub(crate) fn adopt(key: &[u8], value: &Value, ttl: Ttl) -> Self {
-        let mut call = EXTEND.call(key);
-        call.arg(value.as_str()).arg(ttl.millis()).arg("XX");
-        Self::new(Kind::Extend, call)
+    pub(crate) fn adopt(keys: &[Key], value: &Value, ttl: Ttl) -> Self {
+        Self::new(Kind::Adopt(ttl), keys, Some(value))
     }
 
-    pub(crate) fn release(key: &[u8], value: &Value) -> Self {
-        let mut call = RELEASE.call(key);
-        call.arg(value.as_str());
-        Self::new(Kind::Release, call)
+    pub(crate) fn release(keys: &[Key], value: &Value) -> Self {
+        Self::new(Kind::Release, keys, Some(value))
     }
 
-    pub(crate) fn inspect(key: &[u8]) -> Self {
-        Self::new(Kind::Inspect, INSPECT.call(key))
+    pub(crate) fn inspect(key: &Key) -> Self {
+        Self::new(Kind::Inspect, slice::from_ref(key), None)
     }
 
-    fn new(kind: Kind, command: Cmd) -> Self {
-        let command = Arc::new(command);
-        Self { kind, command }
-    }
-
-    /// What is sent: a plain command, or a script by its hash.
-    pub(crate) fn command(&self) -> Arc<Cmd> {
-        Arc::clone(&self.command)
-    }
-
-    /// The script with its text, for a master that does not have it; it keeps it from then on.
-    pub(crate) fn command_with_text(&self) -> Arc<Cmd> {
-        let script = match self.kind {
-            Kind::Acquire => return self.command(),
-            Kind::Extend => &EXTEND,
-            Kind::Release => &RELEASE,
-            Kind::Inspect => &INSPECT,
+    fn new(kind: Kind, keys: &[Key], value: Option<&Value>) -> Self {
+        let content = Content {
+            kind,
+            keys: keys.into(),
+            value: value.cloned(),
         };
-        let mut call = redis::cmd("EVAL");
-        call.arg(script.text);
-        for arg in self.command.args_iter().skip(2) {
-            if let Arg::Simple(arg) = arg {
-                call.arg(arg);
-            }
-        }
-        Arc::new(call)
+        let command = content.command(ScriptBy::Hash);
+        Self(Arc::new(Parts { content, command }))
     }
 
-    /// What a reply means to a vote.
-    pub(crate) fn read(&self, reply: &Reply) -> Vote {
-        match (self.kind, reply) {
-            (Kind::Acquire, Reply::Okay) => Vote::Granted,
-            (Kind::Acquire, Reply::Nil) => Vote::Refused,
-            (Kind::Extend | Kind::Release, Reply::Int(1)) => Vote::Granted,
-            (Kind::Extend | Kind::Release, Reply::Int(0)) => Vote::Refused,
-            (Kind::Extend, Reply::Int(2)) => Vote::Recreated,
-            (_, unexpected) => Vote::Failed(protocol(unexpected)),
-        }
+    pub(crate) fn kind(&self) -> Kind {
+        self.0.content.kind
+    }
+
+    /// What is sent first: a plain command, or a script by its hash.
+    pub(crate) fn command(&self) -> Arc<Command> {
+        Arc::clone(&self.0.command)
+    }
+
+    /// The script with its text, for a master that does not know the hash. The master keeps the script from then on.
+    pub(crate) fn command_with_text(&self) -> Arc<Command> {
+        self.0.content.command(ScriptBy::Text)
     }
 }
 
-/// What the reply to an inspection means.
-pub(crate) fn read_state(reply: &Reply) -> KeyState {
-    let Reply::Array(fields) = reply else {
-        return KeyState::Unreachable(protocol(reply));
-    };
-    match &fields[..] {
-        [Reply::Nil, _] => KeyState::Free,
-        [Reply::BulkString(value), Reply::Int(left)] => KeyState::Held {
-            value: value.clone(),
-            // Negative: it never expires.
-            expires_in: u64::try_from(*left).ok().map(Duration::from_millis),
-        },
-        _ => KeyState::Unreachable(protocol(reply)),
-    }
-}
-
-/// The error for a reply that makes no sense: enough of it to recognise it, however much a broken master sent.
-fn protocol(reply: &Reply) -> MasterError {
-    let mut beginning = Beginning(String::new());
-    // Fails when it has enough.
-    let _ = write!(beginning, "{reply:?}");
-    MasterError::Protocol(beginning.0)
-}
-
-struct Beginning(String);
-
-impl Write for Beginning {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        self.0.extend(text.chars().take(64));
-        if self.0.len() < 64 {
-            Ok(())
-        } else {
-            Err(fmt::Error)
+impl Content {
+    fn command(&self, script_by: ScriptBy) -> Arc<Command> {
+        // With room for all arguments except the text of a script, so that the command does not grow.
+        let key_bytes = self.keys.iter().map(|key| key.as_bytes().len());
+        let bytes = key_bytes.sum::<usize>() + 128;
+        let mut cmd = Cmd::with_capacity(6 + self.keys.len(), bytes);
+        match (self.kind.script(), script_by) {
+            (None, _) => cmd.arg("SET"),
+            (Some(script), ScriptBy::Hash) => cmd.arg("EVALSHA").arg(script.hash()),
+            (Some(script), ScriptBy::Text) => cmd.arg("EVAL").arg(script.text),
+        };
+        if self.kind.script().is_some() {
+            cmd.arg(self.keys.len());
         }
+        for key in &self.keys {
+            cmd.arg(key.as_bytes());
+        }
+        if let Some(value) = &self.value {
+            cmd.arg(value.as_str());
+        }
+        match self.kind {
+            Kind::Acquire(ttl) => cmd.arg("NX").arg("PX").arg(ttl.millis()),
+            Kind::Extend(ttl) => cmd.arg(ttl.millis()),
+            Kind::Adopt(ttl) => cmd.arg(ttl.millis()).arg("XX"),
+            Kind::Release | Kind::Inspect => &mut cmd,
+        };
+        let value = self.value.clone();
+        Arc::new(Command { cmd, value })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use redis::Arg;
+
     use super::*;
     use crate::protocol::validity::Drift;
 
-    fn requests() -> [Request; 3] {
-        let key = b"key";
-        let value = &Value::random(&mut rand::rng());
+    fn words(command: &Command) -> Vec<String> {
+        let words = command.cmd.args_iter().map(|word| match word {
+            Arg::Simple(word) => String::from_utf8(word.to_vec()).unwrap(),
+            other => panic!("{other:?}"),
+        });
+        words.collect()
+    }
+
+    fn requests(keys: &[Key]) -> [(Request, Option<&'static Lua>, &'static [&'static str]); 5] {
+        let value = &Value::handed_over("v".into());
         let ttl = Ttl::new(Duration::from_secs(1), Drift::DEFAULT).unwrap();
+        let (extend, adopt) = (
+            Request::extend(keys, value, ttl),
+            Request::adopt(keys, value, ttl),
+        );
         [
-            Request::acquire(key, value, ttl),
-            Request::extend(key, value, ttl),
-            Request::release(key, value),
+            (
+                Request::acquire(&keys[0], value, ttl),
+                None,
+                &["v", "NX", "PX", "1000"],
+            ),
+            (extend, Some(&EXTEND), &["v", "1000"]),
+            (adopt, Some(&EXTEND), &["v", "1000", "XX"]),
+            (Request::release(keys, value), Some(&RELEASE), &["v"]),
+            (Request::inspect(&keys[0]), Some(&INSPECT), &[]),
         ]
     }
 
     #[test]
-    fn only_the_expected_replies_count_as_votes() {
-        let [acquire, extend, release] = requests();
-        assert!(matches!(acquire.read(&Reply::Okay), Vote::Granted));
-        assert!(matches!(acquire.read(&Reply::Nil), Vote::Refused));
-        assert!(matches!(extend.read(&Reply::Int(1)), Vote::Granted));
-        assert!(matches!(extend.read(&Reply::Int(2)), Vote::Recreated));
-        assert!(matches!(release.read(&Reply::Int(1)), Vote::Granted));
-        assert!(matches!(release.read(&Reply::Int(0)), Vote::Refused));
-
-        let strange = [
-            Reply::Int(3),
-            Reply::Int(-1),
-            Reply::SimpleString("QUEUED".into()),
-            Reply::BulkString(vec![0xff; 10_000_000]),
-            Reply::Array(vec![Reply::Okay; 1_000]),
-            Reply::Boolean(true),
-        ];
-        for request in requests() {
-            for reply in &strange {
-                let Vote::Failed(MasterError::Protocol(text)) = request.read(reply) else {
-                    panic!("{reply:?} counted");
-                };
-                assert!(text.len() < 300);
+    fn a_command_is_its_name_its_keys_the_value_and_options() {
+        let key = [Key::new(b"p:", b"k")];
+        for (request, script, rest) in requests(&key) {
+            let beginnings = match script {
+                None => [vec!["SET"], vec!["SET"]],
+                Some(script) => [
+                    vec!["EVALSHA", script.hash(), "1"],
+                    vec!["EVAL", script.text, "1"],
+                ],
+            };
+            let commands = [request.command(), request.command_with_text()];
+            for (command, beginning) in commands.iter().zip(beginnings) {
+                let expected = [&beginning, &["p:k"][..], rest].concat();
+                assert_eq!(words(command), expected);
+                let is_read = matches!(request.kind(), Kind::Inspect);
+                assert_eq!(command.value.is_none(), is_read);
             }
-        }
-        assert!(matches!(release.read(&Reply::Int(2)), Vote::Failed(_)));
-        assert!(matches!(acquire.read(&Reply::Int(1)), Vote::Failed(_)));
-    }
-
-    #[test]
-    fn a_script_with_its_text_has_the_same_arguments() {
-        for request in &requests()[1..] {
-            let by_hash: Vec<_> = request.command.args_iter().skip(2).collect();
-            let with_text = request.command_with_text();
-            let with_text: Vec<_> = with_text.args_iter().skip(2).collect();
-            assert_eq!(by_hash, with_text);
         }
     }
 
     #[test]
-    fn a_sighting_is_a_value_and_its_time() {
-        let held = Reply::Array(vec![Reply::BulkString(vec![0xff]), Reply::Int(70)]);
-        let KeyState::Held { value, expires_in } = read_state(&held) else {
-            panic!("{held:?}")
-        };
-        assert_eq!(
-            (value, expires_in),
-            (vec![0xff], Some(Duration::from_millis(70)))
-        );
-        let free = Reply::Array(vec![Reply::Nil, Reply::Int(-2)]);
-        assert!(matches!(read_state(&free), KeyState::Free));
-        let forever = Reply::Array(vec![Reply::BulkString(vec![]), Reply::Int(-1)]);
-        assert!(matches!(
-            read_state(&forever),
-            KeyState::Held {
-                expires_in: None,
-                ..
-            }
-        ));
-        for strange in [
-            Reply::Okay,
-            Reply::Array(vec![]),
-            Reply::Array(vec![Reply::Okay; 2]),
-        ] {
-            assert!(
-                matches!(read_state(&strange), KeyState::Unreachable(_)),
-                "{strange:?}"
-            );
-        }
-    }
-
-    proptest::proptest! {
-        /// Of all that can be read off a wire, only the one right answer to a request is a yes.
-        #[test]
-        fn no_bytes_make_a_vote_by_chance(
-            kind in "[-+:$*_#,(=%~>|!]",
-            line in "(OK|[012]|-1|[ -~]{0,9})",
-            rest: Vec<u8>,
-        ) {
-            let mut bytes = format!("{kind}{line}\r\n").into_bytes();
-            bytes.extend(rest);
-            let Ok(reply) = redis::parse_redis_value(&bytes) else { return Ok(()) };
-            let _ = read_state(&reply);
-            let right = [Reply::Okay, Reply::Int(1), Reply::Int(1)];
-            for (request, right) in requests().iter().zip(right) {
-                let granted = matches!(request.read(&reply), Vote::Granted);
-                assert_eq!(granted, reply == right, "{reply:?}");
-            }
-        }
+    fn a_script_may_be_given_several_keys() {
+        let keys = [Key::new(b"", b"one"), Key::new(b"", b"two")];
+        let release = Request::release(&keys, &Value::handed_over("v".into()));
+        let words = words(&release.command());
+        assert_eq!(words[2..], ["2", "one", "two", "v"]);
     }
 }

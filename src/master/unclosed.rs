@@ -1,30 +1,33 @@
-//! The connections that a master may still have open, so that what was sent on them may still be executed. Pure.
+//! The connections that a master may still have open at its end. Requests that were sent on such a connection may still
+//! be executed. Pure.
 
 use std::collections::VecDeque;
 
-/// A connection as its master knows it. Ids start again when a master restarts, but the id of the run changes then, so
-/// the two together never name the connection of somebody else.
+/// The id that a master gave a connection.
+///
+/// After a restart a master gives the same ids again, but its run has another id. So both together never name the
+/// connection of another client.
 #[derive(Clone)]
-pub(crate) struct Identity {
+pub(crate) struct ClientId {
     pub(crate) run: String,
     pub(crate) id: u64,
 }
 
-/// More earlier connections than this are not remembered one by one.
+/// How many connections are remembered one by one. Each one costs a `CLIENT KILL` with every new connection.
 const MAX_UNCLOSED: usize = 8;
 
 /// The connections that may still be open at the master's end.
 #[derive(Clone, Default)]
 pub(crate) struct Unclosed {
-    /// Oldest first; without an identity it cannot be closed.
-    connections: VecDeque<(u64, Option<Identity>)>,
-    /// The latest of those that are not remembered any more, although they may be open; 0: none.
+    /// By serial number, oldest first. A connection without an id cannot be closed.
+    connections: VecDeque<(u64, Option<ClientId>)>,
+    /// The serial number of the latest connection that may be open but is no longer remembered one by one; 0: none.
     latest_forgotten: u64,
 }
 
 impl Unclosed {
-    pub(crate) fn push(&mut self, serial: u64, identity: Option<Identity>) {
-        self.connections.push_back((serial, identity));
+    pub(crate) fn push(&mut self, serial: u64, client_id: Option<ClientId>) {
+        self.connections.push_back((serial, client_id));
         if self.connections.len() > MAX_UNCLOSED
             && let Some((forgotten, _)) = self.connections.pop_front()
         {
@@ -32,34 +35,34 @@ impl Unclosed {
         }
     }
 
-    /// What the master calls them, oldest first.
-    pub(crate) fn identities(&self) -> impl Iterator<Item = Option<&Identity>> {
-        self.connections
-            .iter()
-            .map(|(_, identity)| identity.as_ref())
+    /// The ids, oldest first.
+    pub(crate) fn client_ids(&self) -> impl Iterator<Item = Option<&ClientId>> {
+        let client_ids = self.connections.iter();
+        client_ids.map(|(_, client_id)| client_id.as_ref())
     }
 
-    /// Forgets those that are closed, in the order of the identities.
+    /// Forgets the connections that are closed; `closed` is in the order of the ids.
     pub(crate) fn forget(&mut self, closed: &[bool]) {
         let mut closed = closed.iter();
         self.connections
             .retain(|_| !closed.next().is_some_and(|is_closed| *is_closed));
     }
 
-    /// The latest of them; 0: none.
+    /// The serial number of the latest connection; 0: none.
     pub(crate) fn latest(&self) -> u64 {
         let latest = self.connections.back().map(|(serial, _)| *serial);
         latest.unwrap_or(self.latest_forgotten)
     }
 
-    /// Forgets the connections to earlier runs of the master: they ended with its process, and so did those before them.
+    /// Forgets the connections to earlier runs of the master, and those before them: they ended with its process.
     pub(crate) fn forget_earlier_runs(&mut self, run: &str) {
-        let of_earlier_run = |(_, identity): &(u64, Option<Identity>)| {
-            identity
+        let is_of_earlier_run = |(_, client_id): &(u64, Option<ClientId>)| {
+            client_id
                 .as_ref()
-                .is_some_and(|identity| identity.run != run)
+                .is_some_and(|client_id| client_id.run != run)
         };
-        if let Some(last) = self.connections.iter().rposition(of_earlier_run) {
+        // Later connections without an id stay: they may be to this run.
+        if let Some(last) = self.connections.iter().rposition(is_of_earlier_run) {
             self.connections.drain(..=last);
             self.latest_forgotten = 0;
         }
@@ -70,12 +73,12 @@ impl Unclosed {
 mod tests {
     use super::*;
 
-    fn identity(run: &str, id: u64) -> Option<Identity> {
+    fn client_id(run: &str, id: u64) -> Option<ClientId> {
         let run = run.into();
-        Some(Identity { run, id })
+        Some(ClientId { run, id })
     }
 
-    fn unclosed(connections: impl IntoIterator<Item = Option<Identity>>) -> Unclosed {
+    fn unclosed(connections: impl IntoIterator<Item = Option<ClientId>>) -> Unclosed {
         let mut unclosed = Unclosed::default();
         for (serial, identity) in (1..).zip(connections) {
             unclosed.push(serial, identity);
@@ -85,7 +88,7 @@ mod tests {
 
     #[test]
     fn what_is_closed_is_forgotten_and_the_latest_of_the_rest_counts() {
-        let mut unclosed = unclosed([identity("a", 4), None, identity("a", 6)]);
+        let mut unclosed = unclosed([client_id("a", 4), None, client_id("a", 6)]);
         assert_eq!(unclosed.latest(), 3);
         unclosed.forget(&[true, false, true]);
         assert_eq!(unclosed.latest(), 2);
@@ -95,21 +98,21 @@ mod tests {
 
     #[test]
     fn a_restart_closes_what_came_before_it_and_nothing_after() {
-        let mut known = unclosed([None, identity("a", 4), identity("b", 4)]);
+        let mut known = unclosed([None, client_id("a", 4), client_id("b", 4)]);
         known.forget_earlier_runs("b");
-        assert_eq!(known.identities().count(), 1);
-        let mut unknown = unclosed([identity("a", 4), None]);
+        assert_eq!(known.client_ids().count(), 1);
+        let mut unknown = unclosed([client_id("a", 4), None]);
         unknown.forget_earlier_runs("b");
         assert_eq!(unknown.latest(), 2, "it may be one to the run of today");
-        let mut same = unclosed([None, identity("b", 4)]);
+        let mut same = unclosed([None, client_id("b", 4)]);
         same.forget_earlier_runs("b");
-        assert_eq!(same.identities().count(), 2);
+        assert_eq!(same.client_ids().count(), 2);
     }
 
     #[test]
     fn however_many_there_are_the_memory_is_bounded_and_none_is_taken_for_closed() {
         let mut many = unclosed((0..100).map(|_| None));
-        assert_eq!(many.identities().count(), MAX_UNCLOSED);
+        assert_eq!(many.client_ids().count(), MAX_UNCLOSED);
         many.forget(&[true; MAX_UNCLOSED]);
         assert_eq!(many.latest(), 100 - MAX_UNCLOSED as u64);
     }

@@ -1,4 +1,4 @@
-//! One request to all masters, from sending it to the outcome.
+//! One request to all masters, from the first byte to the outcome.
 
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,7 @@ use futures::future::{BoxFuture, JoinAll, join_all};
 use tokio::time::timeout;
 
 use super::Masters;
-use crate::master::Master;
+use crate::master::{Answer, Master};
 use crate::protocol::quorum::{Outcome, Tally, reaches_quorum};
 use crate::sync::lock;
 use crate::vote::{Ballots, MasterError, Vote};
@@ -20,83 +20,89 @@ pub(crate) fn is_quorum(ballots: &Ballots, kind: impl Fn(&Vote) -> bool) -> bool
     reaches_quorum(ballots.count(kind), ballots.len())
 }
 
-/// One request to every master, under way.
+/// One request to every master, in progress.
 pub(crate) struct Round {
     masters: Masters,
-    votes: Arc<Mutex<Votes>>,
+    answers: Arc<Mutex<Answers>>,
     /// How long a master may take to answer.
     patience: Duration,
-    /// The masters that have not answered yet; `None` when all have.
-    asked: Option<JoinAll<BoxFuture<'static, ()>>>,
+    /// The requests that have no answer yet; `None` when each has one.
+    unanswered: Option<JoinAll<BoxFuture<'static, ()>>>,
 }
 
-/// Who has said what, and what that makes.
-struct Votes {
-    cast: Vec<Option<Vote>>,
+/// The answers so far, and the outcome that they make.
+struct Answers {
+    /// In the order of the masters.
+    received: Vec<Option<Answer>>,
     tally: Tally,
 }
 
-impl Votes {
+impl Answers {
     fn new(masters: usize) -> Self {
         Self {
-            cast: vec![None; masters],
+            received: vec![None; masters],
             tally: Tally::new(masters),
         }
     }
 
-    fn cast(&mut self, master: usize, vote: Vote) {
-        self.tally.count(matches!(vote, Vote::Granted));
-        self.cast[master] = Some(vote);
+    fn add(&mut self, master: usize, answer: Answer) {
+        self.tally.count(matches!(answer, Answer::Granted(_)));
+        self.received[master] = Some(answer);
     }
 }
 
 impl Round {
-    /// Asks each master at once, in the way that `ask` says; or casts the vote of one that is not to be asked.
+    /// Asks every master at once by the future that `ask` returns. Where `ask` returns an answer instead, the master is
+    /// not asked.
     pub(super) fn begin<F>(
         masters: &Masters,
         patience: Duration,
-        ask: impl Fn(usize, &Master) -> Result<F, Vote>,
+        ask: impl Fn(usize, &Master) -> Result<F, Answer>,
     ) -> Self
     where
-        F: Future<Output = Vote> + Send + 'static,
+        F: Future<Output = Answer> + Send + 'static,
     {
-        let votes = Arc::new(Mutex::new(Votes::new(masters.count())));
+        let answers = Arc::new(Mutex::new(Answers::new(masters.count())));
         let asked = masters.0.iter().enumerate().filter_map(|(place, master)| {
-            let vote = match ask(place, master) {
-                Ok(vote) => vote,
-                Err(vote) => {
-                    lock(&votes).cast(place, vote);
+            let answer = match ask(place, master) {
+                Ok(answer) => answer,
+                Err(answer) => {
+                    lock(&answers).add(place, answer);
                     return None;
                 }
             };
-            let votes = Arc::clone(&votes);
-            // Boxed, because it is large, and moved on its way to the others.
-            Some(vote.map(move |vote| lock(&votes).cast(place, vote)).boxed())
+            let answers = Arc::clone(&answers);
+            // Boxed, because the future is large and `join_all` moves it.
+            Some(
+                answer
+                    .map(move |answer| lock(&answers).add(place, answer))
+                    .boxed(),
+            )
         });
         Self {
-            asked: Some(join_all(asked)),
+            unanswered: Some(join_all(asked)),
             masters: masters.clone(),
-            votes,
+            answers,
             patience,
         }
     }
 
-    /// A round that ends before it begins, by the masters that are known to fail.
+    /// A round in which nothing is sent, because these masters are known to fail.
     pub(super) fn decided_by(masters: &Masters, failures: Vec<(usize, MasterError)>) -> Self {
-        let mut votes = Votes::new(masters.count());
+        let mut answers = Answers::new(masters.count());
         for (place, error) in failures {
-            votes.cast(place, Vote::Failed(error));
+            answers.add(place, Answer::Failed(error));
         }
         Self {
             masters: masters.clone(),
-            votes: Arc::new(Mutex::new(votes)),
+            answers: Arc::new(Mutex::new(answers)),
             patience: Duration::ZERO,
-            asked: None,
+            unanswered: None,
         }
     }
 
-    /// Waits until the outcome is certain, and for nobody longer; at the latest `within` from now, when those
-    /// who have not answered count as failed.
+    /// Waits until the outcome is certain, and for no further answer; at most `within`. Masters that have not answered by
+    /// then count as failed.
     pub(crate) async fn decided(&mut self, within: Duration) -> Outcome {
         let decided = poll_fn(|cx| match self.poll(cx) {
             Outcome::Undecided => Poll::Pending,
@@ -108,8 +114,8 @@ impl Round {
         }
     }
 
-    /// Waits, after a defeat, until it is certain as well whether a quorum has given that reason for it; at most
-    /// `within`. That there is no quorum is certain before.
+    /// After a round without a quorum: waits until it is also certain whether a quorum of the votes has that reason; at
+    /// most `within`.
     pub(crate) async fn reason_known(
         &mut self,
         reason: impl Fn(&Vote) -> bool,
@@ -124,70 +130,74 @@ impl Round {
         self.ballots()
     }
 
-    /// Waits until every master has answered or failed, or `within` has passed.
+    /// Waits until every master has answered or failed; at most `within`.
     pub(crate) async fn finished(&mut self, within: Duration) {
-        let ended = poll_fn(|cx| {
+        let finished = poll_fn(|cx| {
             self.poll(cx);
-            if self.asked.is_some() {
+            if self.unanswered.is_some() {
                 Poll::Pending
             } else {
                 Poll::Ready(())
             }
         });
-        if timeout(within, ended).await.is_err() {
+        if timeout(within, finished).await.is_err() {
             self.give_up(within);
         }
     }
 
-    /// Sees to the end of a round whose outcome is known, so that the slower masters get the request too.
+    /// Runs a round whose outcome is known to its end, so that the slower masters get the request, too.
     pub(crate) async fn finish(mut self, within: Duration) {
         self.finished(within).await;
     }
 
-    /// What every master has said.
+    /// The vote of every master.
     pub(crate) fn ballots(&self) -> Ballots {
-        let votes = lock(&self.votes);
-        let votes = votes
-            .cast
+        let answers = lock(&self.answers);
+        let votes = answers
+            .received
             .iter()
-            .map(|vote| vote.clone().unwrap_or(Vote::NotNeeded));
+            .map(|answer| answer.clone().map_or(Vote::NotNeeded, Vote::from));
         let masters = self.masters.0.iter().map(|it| it.address().clone());
         Ballots::new(masters.zip(votes))
     }
 
-    /// What one master has said, if anything.
-    pub(crate) fn vote(&self, master: usize) -> Option<Vote> {
-        lock(&self.votes).cast[master].clone()
+    /// The answer of one master; `None` if there is none yet.
+    pub(crate) fn answer(&self, master: usize) -> Option<Answer> {
+        lock(&self.answers).received[master].clone()
     }
 
-    /// Whether all masters have answered or failed.
+    /// Whether every master has answered or failed.
     pub(crate) fn has_ended(&self) -> bool {
-        self.asked.is_none()
+        self.unanswered.is_none()
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Outcome {
-        if let Some(asked) = &mut self.asked
-            && asked.poll_unpin(cx).is_ready()
+        if let Some(unanswered) = &mut self.unanswered
+            && unanswered.poll_unpin(cx).is_ready()
         {
-            self.asked = None;
+            // Never polled again: a `JoinAll` that has ended panics.
+            self.unanswered = None;
         }
-        lock(&self.votes).tally.outcome()
+        // After the futures are polled: they take the same lock to add their answers.
+        lock(&self.answers).tally.outcome()
     }
 
+    /// Stops waiting. Masters that have not answered count as failed.
     fn give_up(&mut self, after: Duration) -> Outcome {
-        self.asked = None;
-        let mut votes = lock(&self.votes);
+        // Dropped first: an answer that is added later would be counted twice.
+        self.unanswered = None;
+        let mut answers = lock(&self.answers);
         for (place, master) in self.masters.0.iter().enumerate() {
-            if votes.cast[place].is_none() {
-                // Given less time than that, it has not failed.
+            if answers.received[place].is_none() {
+                // A master that had less time than its requests may take is not reported as failing.
                 let error = if after < self.patience {
                     MasterError::TimedOut(after)
                 } else {
                     master.report_timeout(after)
                 };
-                votes.cast(place, Vote::Failed(error));
+                answers.add(place, Answer::Failed(error));
             }
         }
-        votes.tally.outcome()
+        answers.tally.outcome()
     }
 }

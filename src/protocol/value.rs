@@ -9,7 +9,7 @@ const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// 160 random bits in hexadecimal, the length that the Redlock page recommends. Each attempt has a value of its own. Or
 /// a value that another process handed over.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Value(Arc<str>);
 
 impl Value {

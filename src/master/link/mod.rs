@@ -1,128 +1,82 @@
-//! The connection to one master: opened when first needed, shared by all requests, replaced when it breaks or
-//! hangs, and never waited for longer than a request may take.
+//! The connection to one master. It is opened when a request first needs it, shared by all requests, and replaced when it
+//! breaks or hangs. No request waits for a connection for longer than it may take itself.
+//!
+//! This module drives the state machine in `state`: it takes events to it, and starts the tasks that it asks for.
 
+mod activity;
+mod health_check;
+mod log;
 mod reconnector;
+mod state;
 
-use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use futures::stream::{FuturesUnordered, StreamExt};
-use redis::{Cmd, Value as Reply};
-use tokio::time::{Instant, sleep, timeout};
+use redis::Value as Reply;
+use tokio::time::Instant;
 
-use self::reconnector::{Mender, Prober};
-use super::connection::{Fault, Unwanted, Wire};
-use super::connector::{Source, close, prepare};
+use self::activity::{Activity, PING_AFTER};
+use self::health_check::HealthCheck;
+use self::log::Logged;
+use self::reconnector::Reconnector;
+use self::state::{Event, State, Transition};
+use super::connection::{Command, Connection, SendError, WhenCallerGone};
+use super::connector::Connector;
+use super::reply::Sign;
 use super::unclosed::Unclosed;
 use crate::address::Address;
 use crate::engine::Engine;
-use crate::sync::{FairWatch, lock};
+use crate::sync::FairWatch;
 use crate::vote::MasterError;
 
-/// A master that has left everything unanswered for this long is asked for a sign of life.
-const SILENCE: Duration = Duration::from_millis(300);
+/// A master that has not answered a ping for this long hangs. Longer where connecting may take longer.
+const PING_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// One that does not give it for this long hangs.
-const DOUBT: Duration = Duration::from_millis(200);
-
-/// How long an attempt to connect may take, unless requests may take longer: several round trips of any sane
-/// network, and short enough for a master that comes back after a partition to vote within half a second.
+/// How long an attempt to connect may take, unless requests may take longer. It is several round trips of any sane
+/// network, and so short that a master that comes back after a partition votes within half a second.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// And for masters so far away that requests may take longer, at most this long.
+/// How long an attempt to connect may take at most, for masters so far away that requests may take longer.
 const LONGEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// At least this long between two attempts to connect, so that a port that refuses is not hammered.
-const MIN_PAUSE: Duration = Duration::from_millis(20);
 
 pub(crate) struct Link {
     address: Address,
-    source: Source,
-    /// Where its connections are served. Gone with the client.
+    connector: Connector,
+    /// Serves the connections. It is gone when the client has been dropped.
     engine: Weak<Engine>,
-    /// How long an attempt to connect may take.
-    timeout: Duration,
+    connect_timeout: Duration,
     state: FairWatch<State>,
-    /// The connections so far that may still be open at the master's end, the current one included.
+    /// The connections that may still be open at the master's end, including the current one.
     unclosed: Mutex<Unclosed>,
-    /// The latest connection, other than the current one, that the master may still have open; 0: none. Set before the
-    /// current one is used.
+    /// The serial number of the latest connection, other than the current one, that the master may still have open; 0:
+    /// none. Set before the current one is used.
     latest_unclosed: AtomicU64,
-    /// How many connections there have been.
+    /// The number of connections that have been opened.
     serials: AtomicU64,
-    /// Where the two times below count from.
-    created: Instant,
-    /// When the oldest request was sent since the last reply, in milliseconds since `created`; 0: all is answered.
-    asked: AtomicU64,
-    /// When the last attempt to connect began, likewise.
-    attempted: AtomicU64,
-    /// When somebody last wanted this master, likewise.
-    wanted: AtomicU64,
-    probing: AtomicBool,
-    /// Whether the log knows that it does not answer, and that it refuses what it is asked.
-    failing: AtomicBool,
-    refusing: AtomicBool,
-}
-
-/// An open connection, and which one in the row of them.
-#[derive(Clone)]
-pub(crate) struct Live {
-    wire: Wire,
-    serial: u64,
-}
-
-impl Live {
-    /// Which one it is in the row of connections, from 1.
-    pub(crate) fn serial(&self) -> u64 {
-        self.serial
-    }
-}
-
-enum State {
-    Idle,
-    Connecting {
-        since: Instant,
-    },
-    Up(Live),
-    /// A connection that does not answer; a task tries to open another one.
-    Hung(Live),
-    /// No connection, and why; a task is at it.
-    Down(MasterError),
-}
-
-impl State {
-    fn connecting() -> Self {
-        Self::Connecting {
-            since: Instant::now(),
-        }
-    }
+    activity: Activity,
+    logged: Logged,
 }
 
 impl Link {
+    /// `timeout` is how long a request may take.
     pub(crate) fn new(
         address: Address,
-        source: Source,
+        connector: Connector,
         engine: Weak<Engine>,
         timeout: Duration,
     ) -> Self {
         Self {
             address,
-            source,
+            connector,
             engine,
-            timeout: timeout.clamp(CONNECT_TIMEOUT, LONGEST_CONNECT_TIMEOUT),
+            connect_timeout: timeout.clamp(CONNECT_TIMEOUT, LONGEST_CONNECT_TIMEOUT),
             state: FairWatch::new(State::Idle),
             unclosed: Mutex::new(Unclosed::default()),
             latest_unclosed: AtomicU64::new(0),
             serials: AtomicU64::new(0),
-            created: Instant::now(),
-            asked: AtomicU64::new(0),
-            attempted: AtomicU64::new(0),
-            wanted: AtomicU64::new(0),
-            probing: AtomicBool::new(false),
-            failing: AtomicBool::new(false),
-            refusing: AtomicBool::new(false),
+            activity: Activity::new(),
+            logged: Logged::default(),
         }
     }
 
@@ -130,240 +84,124 @@ impl Link {
         &self.address
     }
 
-    /// The connection, if there is one that is good.
-    pub(crate) fn live_now(&self) -> Option<Live> {
-        match &*self.state.borrow() {
-            State::Up(live) => Some(live.clone()),
-            _ => None,
-        }
+    /// The connection, if there is one that works.
+    pub(crate) fn open_connection(&self) -> Option<Connection> {
+        self.state.borrow().connection().cloned()
     }
 
     /// The connection, opened now if need be.
     ///
-    /// Waits for an attempt to connect, unless that has gone on for longer than `patience`: a master that is known
-    /// to be down, or to hang, fails at once. Sets no timer; how long to wait is up to the caller.
-    pub(crate) async fn live(self: &Arc<Self>, patience: Duration) -> Result<Live, MasterError> {
-        let look = |state: &State| match state {
-            State::Up(live) => Some(Ok(live.clone())),
-            _ => self.failure(state, patience).map(Err),
+    /// Fails at once where the master is known to be down or to hang, or where connecting has taken longer than
+    /// `patience`. Sets no timer: the caller decides how long it waits for the connection.
+    pub(crate) async fn connection(
+        self: &Arc<Self>,
+        patience: Duration,
+    ) -> Result<Connection, MasterError> {
+        let inspect = |state: &State| match state.connection() {
+            Some(connection) => Some(Ok(connection.clone())),
+            None => self.failure(state, patience).map(Err),
         };
-        self.state.wait_for(|| self.connect_if_idle(), look).await
+        self.state.wait_for(|| self.request(), inspect).await
     }
 
-    /// Why a request would fail at once. Begins to connect, as a request does.
+    /// The connection for a delete, also one that hangs: there the delete is executed behind the request whose key it
+    /// deletes, whenever that is.
+    pub(crate) async fn connection_for_delete(
+        self: &Arc<Self>,
+        patience: Duration,
+    ) -> Result<Connection, MasterError> {
+        if let State::Hung(connection) = &*self.state.borrow() {
+            return Ok(connection.clone());
+        }
+        self.connection(patience).await
+    }
+
+    /// Waits until there is a connection, however long that takes.
+    pub(crate) async fn wait_until_up(self: &Arc<Self>) {
+        let inspect = |state: &State| state.connection().map(drop);
+        self.state.wait_for(|| self.request(), inspect).await;
+    }
+
+    /// The error with which a request would fail at once. Like a request, this starts to connect.
     pub(crate) fn known_failure(self: &Arc<Self>, patience: Duration) -> Option<MasterError> {
         let failure = self.failure(&self.state.borrow(), patience);
         if failure.is_some() {
-            self.connect_if_idle();
+            // Or the master would never be asked again, and the attempts to connect would end.
+            self.request();
         }
         failure
     }
 
     fn failure(&self, state: &State, patience: Duration) -> Option<MasterError> {
-        match state {
-            State::Hung(_) => Some(MasterError::Hung(self.silence())),
-            State::Down(error) => Some(error.clone()),
-            State::Connecting { since } if since.elapsed() > patience => {
-                Some(MasterError::TimedOut(patience))
-            }
-            State::Up(_) | State::Connecting { .. } | State::Idle => None,
-        }
+        state.failure(Instant::now(), patience, self.silence())
     }
 
-    /// The latest connection, other than the current one, on which something may still be under way; 0: none.
+    /// The serial number of the latest connection, other than the current one, on which a request may still be executed;
+    /// 0: none.
     pub(crate) fn latest_unclosed(&self) -> u64 {
+        // Pairs with the Release of the store. Whoever holds a connection sees what was stored before it was offered.
         self.latest_unclosed.load(Ordering::Acquire)
     }
 
-    /// The connection for what undoes something, also one that hangs: there it is executed behind what it undoes,
-    /// whenever that is.
-    pub(crate) async fn live_to_undo(
-        self: &Arc<Self>,
-        patience: Duration,
-    ) -> Result<Live, MasterError> {
-        if let State::Hung(live) = &*self.state.borrow() {
-            return Ok(live.clone());
-        }
-        self.live(patience).await
-    }
-
-    /// Waits until there is a connection, however long that takes.
-    pub(crate) async fn up(self: &Arc<Self>) {
-        let look = |state: &State| matches!(state, State::Up(_)).then_some(());
-        self.state.wait_for(|| self.connect_if_idle(), look).await;
-    }
-
-    /// Sends one command and waits for the reply; the first poll hands it over.
+    /// Sends one command and waits for the reply. The first poll queues the command.
     pub(crate) async fn exchange(
         self: &Arc<Self>,
-        live: Live,
-        command: Arc<Cmd>,
-        unwanted: Unwanted,
-    ) -> Result<Reply, Fault> {
-        self.mark_asked(&live);
-        let Live { wire, serial, .. } = live;
-        let reply = wire.send(command, unwanted).await;
-        match &reply {
-            Err(Fault::Unsent { .. } | Fault::Broken(_)) => self.broken(serial),
-            // Said by a connection that the user gave us, not by the master.
-            Err(Fault::Replied(error)) if error.is_io_error() => {}
-            _ => self.heard(),
+        connection: Connection,
+        command: Arc<Command>,
+        when_caller_gone: WhenCallerGone,
+    ) -> Result<Reply, SendError> {
+        self.mark_sent(&connection);
+        let reply = connection.send(command, when_caller_gone).await;
+        match Sign::of(&reply) {
+            Sign::Alive => self.activity.mark_alive(),
+            Sign::Broken => {
+                self.on(Event::Broke(connection.serial()));
+            }
+            Sign::Unknown => {}
         }
         reply
     }
 
-    /// Tells the log that this master begins to fail, once; or that it refuses what it is asked, once a connection.
-    pub(crate) fn report(&self, error: &MasterError) {
-        let first = match error {
-            // This says something about the key, not about the master.
-            MasterError::WrongType(_) => false,
-            // This is about the connection before the one that is up.
-            MasterError::Disconnected(_) if self.source.reconnects() && self.is_up() => false,
-            MasterError::Auth(_)
-            | MasterError::Forbidden(_)
-            | MasterError::Server(_)
-            | MasterError::Protocol(_) => !self.refusing.swap(true, Ordering::Relaxed),
-            _ => !self.failing.swap(true, Ordering::Relaxed),
-        };
-        if first {
-            tracing::warn!(master = %self.address, %error, "master fails");
-        }
-    }
-
-    /// Tells the log, once, that it answers in time after it had failed. Not for what comes over a connection that
-    /// is being replaced.
-    pub(crate) fn report_answer(&self) {
-        if self.failing.load(Ordering::Relaxed)
-            && self.is_up()
-            && self.failing.swap(false, Ordering::Relaxed)
-        {
-            tracing::info!(master = %self.address, "master answers again");
+    /// Records that a command is sent. Starts a health check if the master has been silent for too long.
+    fn mark_sent(self: &Arc<Self>, connection: &Connection) {
+        if self.activity.mark_sent() {
+            tokio::spawn(HealthCheck::new(self).run(connection.clone()));
         }
     }
 
     fn is_up(&self) -> bool {
-        matches!(&*self.state.borrow(), State::Up(_))
+        self.state.borrow().connection().is_some()
     }
 
-    /// It has replied, in time or not.
-    fn heard(&self) {
-        self.asked.store(0, Ordering::Relaxed);
+    /// Connects if there is neither a connection nor a task that connects.
+    fn request(self: &Arc<Self>) {
+        self.activity.mark_used();
+        self.on(Event::Requested);
     }
 
-    fn mark_asked(self: &Arc<Self>, live: &Live) {
-        let now = self.now();
-        let asked = &self.asked;
-        let Err(since) = asked.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed)
-        else {
-            return;
-        };
-        if now.saturating_sub(since) > millis(SILENCE)
-            && !self.probing.swap(true, Ordering::Relaxed)
-        {
-            tokio::spawn(Prober::new(self).run(live.clone()));
-        }
-    }
-
-    /// A request found its connection broken: another one is opened at once.
-    fn broken(self: &Arc<Self>, serial: u64) {
-        self.connect_if(|state| matches!(state, State::Up(current) if current.serial == serial));
-    }
-
-    fn connect_if_idle(self: &Arc<Self>) {
-        self.wanted.store(self.now(), Ordering::Relaxed);
-        self.connect_if(|state| matches!(state, State::Idle));
-    }
-
-    /// Sets a task to connect if the state is such a one, in one step.
-    fn connect_if(self: &Arc<Self>, condition: impl FnOnce(&State) -> bool) {
-        if self.change(condition, State::connecting()) {
-            let mender = Mender::new(self, true);
-            tokio::spawn(async move { mender.connect_until_it_works().await });
-        }
-    }
-
-    /// Goes on to the next state if the state is such a one, in one step; tells whether it was.
-    fn change(&self, condition: impl FnOnce(&State) -> bool, next: State) -> bool {
-        self.state.modify(|state| {
-            let changes = condition(state);
-            if changes {
-                *state = next;
-            }
-            changes
-        })
-    }
-
-    /// Opens a connection. Where that may take longer than usual, with another attempt beside the first: it may
-    /// have set out while the master could not be reached, and come back to nothing.
-    async fn open_somehow(&self) -> Result<(), MasterError> {
-        let mut attempts = FuturesUnordered::new();
-        loop {
-            attempts.push(self.open());
-            let usual = MIN_PAUSE + CONNECT_TIMEOUT + MIN_PAUSE;
-            if let Ok(Some(first)) = timeout(usual, attempts.next()).await {
-                return first;
-            }
-        }
-    }
-
-    /// Opens a connection and puts it in place.
-    async fn open(&self) -> Result<(), MasterError> {
-        let since_last = self.since(&self.attempted);
-        sleep(MIN_PAUSE.saturating_sub(since_last)).await;
-        self.attempted.store(self.now(), Ordering::Relaxed);
-        let opened = timeout(self.timeout, async {
-            let wire = self.source.open(&self.engine).await?;
-            // From here on the old connection is closed, even should it come back to life.
-            self.change(|state| matches!(state, State::Hung(_)), State::connecting());
-            let identity = prepare(&self.source, &wire).await;
-            Ok((wire, identity))
+    /// Takes an event to the state machine, and does what it asks for. Returns whether the state has changed.
+    fn on(self: &Arc<Self>, event: Event) -> bool {
+        let mut transition = Transition::Unchanged;
+        let is_changed = self.state.modify(|state| {
+            transition = state.on(event, Instant::now());
+            transition != Transition::Unchanged
         });
-        let opened = opened.await.unwrap_or_else(|_| {
-            let error = format!("timed out after {:?}", self.timeout);
-            Err(io::Error::new(io::ErrorKind::TimedOut, error).into())
-        });
-        let (wire, identity) = opened.map_err(MasterError::from_connecting)?;
-        let mut unclosed = lock(&self.unclosed).clone();
-        if let Some(new) = &identity {
-            // With a time of its own: a master far away is used also if this takes too long.
-            let _ = timeout(self.timeout, close(&wire, &mut unclosed, new)).await;
+        // After the lock of the state is released: a runtime that shuts down drops the task at once, and the task takes
+        // the lock when it is dropped.
+        if transition == Transition::StartReconnector {
+            let reconnector = Reconnector::new(self, true);
+            tokio::spawn(async move { reconnector.connect_until_it_works().await });
         }
-        let serial = self.serials.fetch_add(1, Ordering::Relaxed) + 1;
-        self.latest_unclosed
-            .store(unclosed.latest(), Ordering::Release);
-        unclosed.push(serial, identity);
-        *lock(&self.unclosed) = unclosed;
-        self.refusing.store(false, Ordering::Relaxed);
-        self.heard();
-        self.state.set(State::Up(Live { wire, serial }));
-        Ok(())
+        is_changed
     }
 
-    /// How long a master may keep silent when it is asked for a sign of life: longer where connecting may take longer.
-    fn doubt(&self) -> Duration {
-        DOUBT.max(self.timeout.saturating_sub(CONNECT_TIMEOUT))
+    /// How long a master may take to answer a ping: longer where connecting may take longer.
+    fn ping_timeout(&self) -> Duration {
+        PING_TIMEOUT.max(self.connect_timeout.saturating_sub(CONNECT_TIMEOUT))
     }
 
     /// How long a master has kept silent when it is known to hang.
     fn silence(&self) -> Duration {
-        SILENCE + self.doubt()
+        PING_AFTER + self.ping_timeout()
     }
-
-    /// Milliseconds since this link was made, from 1.
-    fn now(&self) -> u64 {
-        millis(self.created.elapsed()) + 1
-    }
-
-    fn since(&self, then: &AtomicU64) -> Duration {
-        let then = then.load(Ordering::Relaxed);
-        if then == 0 {
-            Duration::MAX
-        } else {
-            Duration::from_millis(self.now().saturating_sub(then))
-        }
-    }
-}
-
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }

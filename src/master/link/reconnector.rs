@@ -1,163 +1,160 @@
-//! The tasks that mend a link: one opens a connection until that works, the other finds out whether a silent master
-//! hangs, and then does the same.
+//! The task that connects to a master, again and again until that works.
 
 use std::io;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
-use redis::{Cmd, RedisError};
+use futures::stream::{FuturesUnordered, StreamExt};
+use redis::{RedisError, RedisResult};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Link, Live, MIN_PAUSE, SILENCE, State};
-use crate::master::connection::{Fault, Unwanted};
+use super::state::Event;
+use super::{CONNECT_TIMEOUT, Link};
+use crate::master::connection::Connection;
+use crate::master::connector::close_earlier;
+use crate::master::reply::connect_error;
+use crate::master::unclosed::ClientId;
+use crate::sync::lock;
 use crate::vote::MasterError;
 
-/// At most this long, so that a master that comes back votes within half a second.
+/// The shortest pause between two attempts to connect, so that a port that refuses is not flooded.
+const MIN_PAUSE: Duration = Duration::from_millis(20);
+
+/// The longest pause, so that a master that comes back votes within half a second.
 const MAX_PAUSE: Duration = Duration::from_millis(250);
 
-/// A master that nobody has asked for this long is not connected to; the next request does that.
-const UNWANTED: Duration = Duration::from_secs(10);
-
-/// The task that brings a link up. Should its runtime be shut down first, the next request starts another one.
-pub(super) struct Mender {
+/// The task that connects. When its runtime shuts down first, the next request starts another one.
+pub(super) struct Reconnector {
     link: Arc<Link>,
-    /// Whether the link waits for this task and no other.
-    in_charge: AtomicBool,
+    /// Whether this task owns the state of the link. Relaxed: only this task uses it. It is atomic because the future of
+    /// the task may move between threads while it borrows this.
+    owns_state: AtomicBool,
 }
 
-impl Drop for Mender {
+impl Drop for Reconnector {
     fn drop(&mut self) {
-        // Never after the link is up: nothing is awaited between that and the end of the charge.
-        if *self.in_charge.get_mut() {
-            self.link.change(|_| true, State::Idle);
+        // Never after a connection was established: nothing is awaited between that and the end of the ownership.
+        if *self.owns_state.get_mut() {
+            self.link.on(Event::Abandoned);
         }
     }
 }
 
-impl Mender {
-    pub(super) fn new(link: &Arc<Link>, in_charge: bool) -> Self {
+impl Reconnector {
+    pub(super) fn new(link: &Arc<Link>, owns_state: bool) -> Self {
         Self {
             link: Arc::clone(link),
-            in_charge: AtomicBool::new(in_charge),
+            owns_state: AtomicBool::new(owns_state),
         }
     }
 
+    pub(super) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    pub(super) fn set_owns_state(&self, owns_state: bool) {
+        self.owns_state.store(owns_state, Ordering::Relaxed);
+    }
+
+    /// Makes attempts until one succeeds, or no request needs the master any more.
     pub(super) async fn connect_until_it_works(&self) {
         let link = &self.link;
         let mut pause = MIN_PAUSE;
         loop {
             let started = Instant::now();
-            // Tokio panics where it cannot start a thread that looks up a name.
-            let opened = AssertUnwindSafe(link.open_somehow()).catch_unwind().await;
-            let opened = opened.unwrap_or_else(|_| Err(MasterError::from_connecting(no_thread())));
-            let Err(error) = opened else {
-                self.in_charge.store(false, Ordering::Relaxed);
+            // Tokio panics where it cannot start the thread that looks up a name.
+            let attempt = AssertUnwindSafe(link.attempt()).catch_unwind().await;
+            let attempt = attempt.unwrap_or_else(|_| Err(connect_error(no_thread())));
+            let Err(error) = attempt else {
+                self.set_owns_state(false);
                 return;
             };
             link.report(&error);
-            // A connection that hangs is kept, since what undoes goes there.
-            link.change(|state| !matches!(state, State::Hung(_)), State::Down(error));
-            // An attempt that took long was pause enough.
+            link.on(Event::AttemptFailed(error));
+            // The pause counts from the beginning of the attempt. None follows an attempt that timed out.
             sleep(pause.saturating_sub(started.elapsed())).await;
             pause = (pause * 2).min(MAX_PAUSE);
-            if self.is_unwanted() {
+            if self.is_unused() {
                 return;
             }
         }
     }
 
-    /// Opens another connection beside one that hangs, unless that one comes back to life first.
-    async fn replace(&self, hung: Live) {
+    /// Whether no request waits for this master, and none has needed it lately, or none can come any more.
+    pub(super) fn is_unused(&self) -> bool {
         let link = &self.link;
-        let reconnects = link.source.reconnects();
-        let mut another = pin!(async {
-            if reconnects {
-                self.connect_until_it_works().await;
-            } else {
-                self.wait_until_unwanted().await;
+        // The last handle is that of this task: the client has been dropped.
+        let is_unused = link.activity.is_unused() || Arc::strong_count(link) == 1;
+        is_unused && !link.state.is_watched()
+    }
+}
+
+impl Link {
+    /// Connects. When an attempt takes longer than usual, makes another one beside it: the first may have begun while
+    /// the master could not be reached, and may never get a reply.
+    async fn attempt(self: &Arc<Self>) -> Result<(), MasterError> {
+        // What an attempt takes at most where requests do not take longer.
+        let usual = MIN_PAUSE + CONNECT_TIMEOUT + MIN_PAUSE;
+        let mut attempts = FuturesUnordered::new();
+        loop {
+            attempts.push(self.connect());
+            if let Ok(Some(first)) = timeout(usual, attempts.next()).await {
+                // The others are dropped, so at most one of them is established.
+                return first;
             }
+        }
+    }
+
+    async fn connect(self: &Arc<Self>) -> Result<(), MasterError> {
+        let pause = MIN_PAUSE.saturating_sub(self.activity.since_last_attempt());
+        sleep(pause).await;
+        self.activity.mark_attempt();
+        let opened = timeout(self.connect_timeout, self.open());
+        let opened = opened.await.unwrap_or_else(|_| {
+            let error = format!("timed out after {:?}", self.connect_timeout);
+            Err(io::Error::new(io::ErrorKind::TimedOut, error).into())
         });
-        let revived = tokio::select! {
-            biased;
-            revived = revives(&hung) => revived,
-            () = &mut another => return,
-        };
-        let hangs = |state: &State| matches!(state, State::Hung(_));
-        if revived && link.change(hangs, State::Up(hung)) {
-            self.in_charge.store(false, Ordering::Relaxed);
-            link.heard();
-        } else if reconnects {
-            link.change(hangs, State::connecting());
-            another.await;
+        let (connection, client_id) = opened.map_err(connect_error)?;
+        self.establish(connection, client_id).await;
+        Ok(())
+    }
+
+    async fn open(self: &Arc<Self>) -> RedisResult<(Connection, Option<ClientId>)> {
+        // Relaxed: only the numbers must differ, and rise. Connections come into use in the order of their numbers,
+        // because one task connects at a time, and only one of its attempts is established.
+        let serial = self.serials.fetch_add(1, Ordering::Relaxed) + 1;
+        let connection = self.connector.open(serial, &self.engine).await?;
+        // The new connection will close the hung one, so a sign of life on that one counts no more.
+        self.on(Event::HungGivenUp);
+        let client_id = self.connector.set_up(&connection).await;
+        Ok((connection, client_id))
+    }
+
+    /// Closes earlier connections at the master's end, and offers the new one to requests.
+    async fn establish(self: &Arc<Self>, connection: Connection, client_id: Option<ClientId>) {
+        // A copy, so that the lock is not held across an await. No other task changes it meanwhile.
+        let mut unclosed = lock(&self.unclosed).clone();
+        if let Some(new) = &client_id {
+            // This has a time limit of its own. When it passes, the new connection is used all the same, and deletes are
+            // repeated until the requests on the earlier ones can no longer be executed.
+            let closing = close_earlier(&connection, &mut unclosed, new);
+            let _ = timeout(self.connect_timeout, closing).await;
         }
-    }
-
-    async fn wait_until_unwanted(&self) {
-        while !self.is_unwanted() {
-            sleep(UNWANTED / 10).await;
-        }
-    }
-
-    /// Nobody waits for this master, and nobody has asked for it lately, or can any more.
-    fn is_unwanted(&self) -> bool {
-        let link = &self.link;
-        let unasked = link.since(&link.wanted) > UNWANTED || Arc::strong_count(link) == 1;
-        unasked && !link.state.is_watched()
-    }
-}
-
-/// The task that finds out whether a silent master hangs, and replaces the connection to one that does, unless
-/// the old one comes back to life first.
-pub(super) struct Prober(Mender);
-
-impl Drop for Prober {
-    fn drop(&mut self) {
-        self.0.link.probing.store(false, Ordering::Relaxed);
-    }
-}
-
-impl Prober {
-    pub(super) fn new(link: &Arc<Link>) -> Self {
-        Self(Mender::new(link, false))
-    }
-
-    pub(super) async fn run(self, live: Live) {
-        let Self(mender) = &self;
-        let link = &mender.link;
-        let ping = link.exchange(live.clone(), ping(), Unwanted::Dropped);
-        if timeout(link.doubt(), ping).await.is_ok() {
-            return;
-        }
-        let current =
-            |state: &State| matches!(state, State::Up(current) if current.serial == live.serial);
-        if link.change(current, State::Hung(live.clone())) {
-            mender.in_charge.store(true, Ordering::Relaxed);
-            link.report(&MasterError::Hung(link.silence()));
-            mender.replace(live).await;
-        }
-    }
-}
-
-/// Waits for a sign of life; `false` if the connection breaks instead.
-async fn revives(live: &Live) -> bool {
-    loop {
-        match live.wire.send(ping(), Unwanted::Dropped).await {
-            Err(Fault::Unsent { .. } | Fault::Broken(_)) => return false,
-            // Said by a connection that the user gave us, not by the master.
-            Err(Fault::Replied(error)) if error.is_io_error() => sleep(SILENCE).await,
-            Ok(_) | Err(Fault::Replied(_)) => return true,
-        }
+        // Before the new connection is offered. A delete on it must know of the earlier connections: otherwise it would
+        // count as final, while a SET on one of those could still be executed after it.
+        self.latest_unclosed
+            .store(unclosed.latest(), Ordering::Release);
+        unclosed.push(connection.serial(), client_id);
+        *lock(&self.unclosed) = unclosed;
+        self.logged.connected();
+        self.activity.mark_alive();
+        self.on(Event::Established(connection));
     }
 }
 
 fn no_thread() -> RedisError {
     io::Error::other("no thread can be started to look up its name").into()
-}
-
-fn ping() -> Arc<Cmd> {
-    Arc::new(redis::cmd("PING"))
 }

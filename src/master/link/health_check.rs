@@ -1,0 +1,98 @@
+//! The task that finds out whether a silent master hangs, and then has its connection replaced.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use tokio::time::{sleep, timeout};
+
+use super::Link;
+use super::activity::{DISCONNECT_UNUSED_AFTER, PING_AFTER};
+use super::reconnector::Reconnector;
+use super::state::Event;
+use crate::master::connection::{Command, Connection, WhenCallerGone};
+use crate::master::reply::Sign;
+use crate::vote::MasterError;
+
+/// The task that sends a ping over a connection without replies. There is at most one for each link.
+pub(super) struct HealthCheck(Reconnector);
+
+impl Drop for HealthCheck {
+    fn drop(&mut self) {
+        self.0.link().activity.mark_checked();
+    }
+}
+
+impl HealthCheck {
+    pub(super) fn new(link: &Arc<Link>) -> Self {
+        Self(Reconnector::new(link, false))
+    }
+
+    pub(super) async fn run(self, connection: Connection) {
+        let Self(reconnector) = &self;
+        let link = reconnector.link();
+        let ping = link.exchange(connection.clone(), ping(), WhenCallerGone::Skip);
+        // Any reply will do, and an error too: the exchange has told the link what it means.
+        if timeout(link.ping_timeout(), ping).await.is_ok() {
+            return;
+        }
+        if link.on(Event::PingTimedOut(connection.serial())) {
+            // Before the next await: this task may be dropped there, and must not leave the state `Hung`.
+            reconnector.set_owns_state(true);
+            link.report(&MasterError::Hung(link.silence()));
+            self.replace(connection).await;
+        }
+    }
+
+    /// Opens another connection beside the hung one, unless the hung one comes back to life first.
+    async fn replace(&self, hung: Connection) {
+        let Self(reconnector) = self;
+        let link = reconnector.link();
+        let reconnects = link.connector.reconnects();
+        let mut replacing = pin!(async {
+            if reconnects {
+                reconnector.connect_until_it_works().await;
+            } else {
+                self.wait_until_unused().await;
+            }
+        });
+        let is_revived = tokio::select! {
+            // Without this the branches would be polled in random order, and a simulation would not repeat itself.
+            biased;
+            is_revived = comes_back(&hung) => is_revived,
+            () = &mut replacing => return,
+        };
+        if is_revived && link.on(Event::Revived(hung.serial())) {
+            // The attempt that is being made is dropped when this returns.
+            reconnector.set_owns_state(false);
+            link.activity.mark_alive();
+        } else if reconnects {
+            // The hung connection broke, or a new one will close it.
+            link.on(Event::HungGivenUp);
+            replacing.await;
+        }
+        // An external connection that broke leaves the state `Idle`: the next request tries it again.
+    }
+
+    async fn wait_until_unused(&self) {
+        while !self.0.is_unused() {
+            sleep(DISCONNECT_UNUSED_AFTER / 10).await;
+        }
+    }
+}
+
+/// Waits for a sign of life. Returns `false` if the connection breaks instead.
+async fn comes_back(hung: &Connection) -> bool {
+    loop {
+        let reply = hung.send(ping(), WhenCallerGone::Skip).await;
+        match Sign::of(&reply) {
+            Sign::Alive => return true,
+            Sign::Broken => return false,
+            // The external connection has answered in place of the master.
+            Sign::Unknown => sleep(PING_AFTER).await,
+        }
+    }
+}
+
+fn ping() -> Arc<Command> {
+    Command::plain(redis::cmd("PING"))
+}
