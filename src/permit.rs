@@ -41,7 +41,7 @@ pub(crate) struct Dirty {
     pub(crate) several: bool,
 }
 
-/// What a request has done on its master, as far as the answer tells.
+/// What a request has done on its master, as far as its answer shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     /// The request has left nothing, and is not executed later.
@@ -74,6 +74,7 @@ impl DirtyMasters {
         let mut state = self.lock();
         state.is_owner = true;
         for sent in &mut state.masters {
+            // The other process has not said which masters it reached, so each one gets a delete.
             sent.requests = sent.requests.max(1);
         }
     }
@@ -95,6 +96,7 @@ impl DirtyMasters {
                 several: sent.requests > 1,
             })
         };
+        // Closed in any case: nothing more is sent for a value that was left to its ttl.
         state
             .is_owner
             .then(|| state.masters.iter().map(dirty).collect())
@@ -177,6 +179,7 @@ impl SendPermit {
                 // the request may be executed after the delete.
                 let may_be_late = unanswered_on
                     .is_some_and(|before| before != connection && before <= latest_unclosed);
+                // Stored before the delete is sent, so it is read only after that.
                 delete.may_be_late.store(may_be_late, Ordering::Relaxed);
             }
             Self::Write(dirty, master) => {
@@ -185,9 +188,13 @@ impl SendPermit {
                     return None;
                 }
                 let sent = &mut state.masters[*master];
+                // The first of several connections counts for all: an earlier connection has a smaller number, so if this
+                // one cannot bring a late request, no other one can.
                 if sent.unanswered == 0 {
                     sent.first_connection = connection;
                 }
+                // Counted before the request is queued. Were the future dropped in between, there would only be a delete
+                // too many.
                 sent.requests += 1;
                 sent.unanswered += 1;
                 // The lock is held until the request is queued. If it were released before, a delete on another thread
@@ -205,6 +212,7 @@ impl SendPermit {
         };
         let mut state = dirty.lock();
         let sent = &mut state.masters[*master];
+        // The numbers count requests, and not keys: one refused request says nothing of another that is unanswered.
         match effect {
             Effect::Nothing => {
                 sent.unanswered = sent.unanswered.saturating_sub(1);

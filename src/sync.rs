@@ -67,7 +67,8 @@ impl<T> FairWatch<T> {
     }
 
     pub(crate) fn is_watched(&self) -> bool {
-        // Relaxed: the number guards no other memory. Whoever comes just after this look starts what has been stopped.
+        // Relaxed: the number guards no other memory. A task that begins to wait just after this starts again what has
+        // been stopped.
         self.watchers.load(Ordering::Relaxed) > 0
     }
 }
@@ -77,6 +78,7 @@ struct Watcher<'a>(&'a AtomicUsize);
 
 impl<'a> Watcher<'a> {
     fn new(watchers: &'a AtomicUsize) -> Self {
+        // Relaxed: see `is_watched`.
         watchers.fetch_add(1, Ordering::Relaxed);
         Self(watchers)
     }

@@ -78,7 +78,7 @@ impl Connector {
     }
 
     /// Sends what a new connection needs before its first request. Returns the id that the master gave the connection,
-    /// if the master tells.
+    /// or `None` if the user may not ask for it.
     pub(crate) async fn set_up(&self, connection: &Connection) -> Option<ClientId> {
         match self {
             Self::Client(_) => {

@@ -142,6 +142,7 @@ impl Master {
         permit: &SendPermit,
         patience: Duration,
     ) -> Answer {
+        // Each way out is tried once, so a master that always replies the same cannot keep this loop busy.
         let (mut may_reconnect, mut is_text) = (true, false);
         loop {
             let connection = match permit {

@@ -63,9 +63,9 @@ impl Round {
         F: Future<Output = Answer> + Send + 'static,
     {
         let answers = Arc::new(Mutex::new(Answers::new(masters.count())));
-        let asked = masters.0.iter().enumerate().filter_map(|(place, master)| {
-            let answer = match ask(place, master) {
-                Ok(answer) => answer,
+        let requests = masters.0.iter().enumerate().filter_map(|(place, master)| {
+            let request = match ask(place, master) {
+                Ok(request) => request,
                 Err(answer) => {
                     lock(&answers).add(place, answer);
                     return None;
@@ -74,13 +74,14 @@ impl Round {
             let answers = Arc::clone(&answers);
             // Boxed, because the future is large and `join_all` moves it.
             Some(
-                answer
+                request
                     .map(move |answer| lock(&answers).add(place, answer))
                     .boxed(),
             )
         });
         Self {
-            unanswered: Some(join_all(asked)),
+            // Polls the requests in the order of the masters, so a simulation repeats itself.
+            unanswered: Some(join_all(requests)),
             masters: masters.clone(),
             answers,
             patience,

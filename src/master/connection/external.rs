@@ -41,6 +41,8 @@ pub(super) async fn dispatch(
     let mut in_flight = FuturesUnordered::new();
     let send = |queued: Queued| {
         let Queued { command, reply, .. } = queued;
+        // The future of the request begins with its first poll. `FuturesUnordered` polls in the order of the pushes, so
+        // the connection gets commands with different values in the order of the queue, too.
         let replied = connection.request(Arc::clone(&command));
         async move {
             let replied = replied.await.and_then(Reply::extract_error);
@@ -78,6 +80,7 @@ impl Turns {
         };
         match self.waiting.entry(value.clone()) {
             Entry::Vacant(first) => {
+                // The entry marks that a command with this value is in flight.
                 first.insert(VecDeque::new());
                 Some(queued)
             }
@@ -102,6 +105,7 @@ impl Turns {
         same.retain(|next| !next.is_skipped());
         let next = same.pop_front();
         if next.is_none() {
+            // Each lock has a value of its own, so the map would grow with every lock.
             self.waiting.remove(value);
         }
         next

@@ -103,6 +103,7 @@ impl Connection {
     where
         J: Future<Output = ()> + Send + 'static,
     {
+        // Unbounded: a full queue would make senders wait, and let a later command come in before an earlier one.
         let (queue, received) = mpsc::unbounded_channel();
         // Without an engine the receiver is dropped here, and every send fails.
         if let Some(engine) = engine.upgrade() {
@@ -133,11 +134,12 @@ impl Connection {
         if self.queue.send(queued).is_err() {
             return Err(SendError::Unsent {
                 error: closed(),
+                // The command has never been in the queue.
                 is_certain: true,
             });
         }
         let reply = received.await;
-        // The job was dropped. It may have sent the command before.
+        // The job that serves the queue was dropped. It may have sent the command before.
         reply.unwrap_or_else(|_| Err(SendError::Broken(closed())))
     }
 }
@@ -145,6 +147,7 @@ impl Connection {
 impl Queued {
     /// Whether the command is left out: its caller has gone, and it deletes nothing.
     fn is_skipped(&self) -> bool {
+        // The caller may go just after this. Then the command is sent, and the delete that is queued behind it follows.
         self.when_caller_gone == WhenCallerGone::Skip && self.reply.is_closed()
     }
 

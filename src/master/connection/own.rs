@@ -36,6 +36,7 @@ pub(super) async fn serve(
     let serving = poll_fn(|cx| {
         loop {
             let received = queue.poll_recv_many(cx, &mut arrived, MAX_BATCH);
+            // Just before the commands are sent, so that few are sent for callers that have gone.
             arrived.retain(|queued| !queued.is_skipped());
             if arrived.len() > 1 {
                 let batch = mem::take(&mut arrived);
@@ -60,6 +61,7 @@ pub(super) async fn serve(
         }
     });
     serving.await;
+    // Nothing more can be queued. What was sent is awaited, because its callers may still wait.
     let rest = in_flight.for_each(async |_| {});
     let _ = timeout(LAST_REPLIES, rest).await;
 }
@@ -90,6 +92,7 @@ async fn exchange_all(mut connection: MultiplexedConnection, batch: Vec<Queued>)
                 queued.answer(reply.extract_error().map_err(SendError::Replied));
             }
         }
+        // The pipeline fails as a whole: any of its commands may have been executed.
         Err(error) => {
             for queued in batch {
                 let error = SendError::new(error.clone(), was_sent);

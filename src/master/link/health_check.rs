@@ -18,6 +18,7 @@ pub(super) struct HealthCheck(Reconnector);
 
 impl Drop for HealthCheck {
     fn drop(&mut self) {
+        // Also where the runtime shuts down, or no later health check could start.
         self.0.link().activity.mark_checked();
     }
 }
@@ -31,7 +32,7 @@ impl HealthCheck {
         let Self(reconnector) = &self;
         let link = reconnector.link();
         let ping = link.exchange(connection.clone(), ping(), WhenCallerGone::Skip);
-        // Any reply will do, and an error too: the exchange has told the link what it means.
+        // Any reply will do, also an error: `exchange` has passed on what it says about the connection.
         if timeout(link.ping_timeout(), ping).await.is_ok() {
             return;
         }

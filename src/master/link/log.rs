@@ -1,5 +1,4 @@
-//! What is logged of a master: that it begins to fail, and that it answers again. Once each, however many requests there
-//! are.
+//! Logs that a master begins to fail, and that it answers again: once each, however many requests there are.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,7 +16,7 @@ pub(super) struct Logged {
 }
 
 impl Logged {
-    /// A new connection: a refusal is logged once more, as it may have another reason.
+    /// There is a new connection. The next refusal is logged again, since it may have another reason.
     pub(super) fn connected(&self) {
         self.refusing.store(false, Ordering::Relaxed);
     }

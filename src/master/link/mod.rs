@@ -1,7 +1,8 @@
 //! The connection to one master. It is opened when a request first needs it, shared by all requests, and replaced when it
-//! breaks or hangs. No request waits for a connection for longer than it may take itself.
+//! breaks or hangs. A request to a master that is known to be down fails at once.
 //!
-//! This module drives the state machine in `state`: it takes events to it, and starts the tasks that it asks for.
+//! This module drives the state machine of the module `state`: it passes events on, and starts the reconnector and the
+//! health check.
 
 mod activity;
 mod health_check;
@@ -52,7 +53,7 @@ pub(crate) struct Link {
     /// The serial number of the latest connection, other than the current one, that the master may still have open; 0:
     /// none. Set before the current one is used.
     latest_unclosed: AtomicU64,
-    /// The number of connections that have been opened.
+    /// The number of attempts to open a connection.
     serials: AtomicU64,
     activity: Activity,
     logged: Logged,
@@ -86,6 +87,7 @@ impl Link {
 
     /// The connection, if there is one that works.
     pub(crate) fn open_connection(&self) -> Option<Connection> {
+        // The lock is held for the clone only. A connection that breaks right after it refuses the command.
         self.state.borrow().connection().cloned()
     }
 
@@ -113,6 +115,7 @@ impl Link {
         if let State::Hung(connection) = &*self.state.borrow() {
             return Ok(connection.clone());
         }
+        // The state may have become `Hung` since. Then this fails at once, and the caller tries again.
         self.connection(patience).await
     }
 
@@ -126,7 +129,7 @@ impl Link {
     pub(crate) fn known_failure(self: &Arc<Self>, patience: Duration) -> Option<MasterError> {
         let failure = self.failure(&self.state.borrow(), patience);
         if failure.is_some() {
-            // Or the master would never be asked again, and the attempts to connect would end.
+            // Otherwise no request would reach the link while the master is down, and the attempts to connect would end.
             self.request();
         }
         failure
@@ -150,6 +153,7 @@ impl Link {
         command: Arc<Command>,
         when_caller_gone: WhenCallerGone,
     ) -> Result<Reply, SendError> {
+        // Before the command is queued: its reply may come before this future is polled again.
         self.mark_sent(&connection);
         let reply = connection.send(command, when_caller_gone).await;
         match Sign::of(&reply) {
@@ -165,6 +169,7 @@ impl Link {
     /// Records that a command is sent. Starts a health check if the master has been silent for too long.
     fn mark_sent(self: &Arc<Self>, connection: &Connection) {
         if self.activity.mark_sent() {
+            // A task of its own, because this request may be dropped before the ping is answered.
             tokio::spawn(HealthCheck::new(self).run(connection.clone()));
         }
     }
@@ -175,11 +180,12 @@ impl Link {
 
     /// Connects if there is neither a connection nor a task that connects.
     fn request(self: &Arc<Self>) {
+        // First, so that a reconnector that is about to give up sees that the master is needed.
         self.activity.mark_used();
         self.on(Event::Requested);
     }
 
-    /// Takes an event to the state machine, and does what it asks for. Returns whether the state has changed.
+    /// Passes an event to the state machine, and starts a reconnector if need be. Returns whether the state has changed.
     fn on(self: &Arc<Self>, event: Event) -> bool {
         let mut transition = Transition::Unchanged;
         let is_changed = self.state.modify(|state| {

@@ -27,7 +27,7 @@ use crate::vote::MasterError;
 pub(super) enum State {
     /// There is no connection. The next request starts a task that connects.
     Idle,
-    /// The first attempt to connect, or the first after a connection was lost, is being made.
+    /// A task makes the first attempt since the link was idle or the last connection was given up.
     Connecting { since: Instant },
     /// There is a connection, which works as far as is known.
     Up(Connection),
@@ -49,7 +49,7 @@ pub(super) enum Event {
     PingTimedOut(u64),
     /// The hung connection with this serial number has answered.
     Revived(u64),
-    /// The hung connection is not used again: it broke, or another one is being set up, and will close it.
+    /// The hung connection is not used again: it broke, or a new connection is being set up and will close it.
     HungGivenUp,
     /// A new connection is ready for requests.
     Established(Connection),
