@@ -1,7 +1,5 @@
 //! Futures dropped at any point: nothing of ours is left on a master, except for a lock that was handed over.
 
-mod support;
-
 use std::future::{IntoFuture, poll_fn};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,7 +1,5 @@
 //! Connections that the client closes at a master, and those that it must not or may not close.
 
-mod support;
-
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};

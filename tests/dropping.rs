@@ -1,8 +1,6 @@
 //! Guards dropped wherever a program may drop them: the key is gone from every master that can be reached, nothing
 //! panics, and nobody is kept waiting.
 
-mod support;
-
 use std::cell::RefCell;
 use std::future::pending;
 use std::panic::{AssertUnwindSafe, catch_unwind};

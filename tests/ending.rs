@@ -1,8 +1,6 @@
 //! Guards dropped at the end of a runtime or of the process: every master that can be reached deletes the key, and the
 //! end takes the time of one write, not a time for each guard.
 
-mod support;
-
 use std::future::pending;
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -1,7 +1,5 @@
 //! Every error that there is, brought about by real servers, and what it says.
 
-mod support;
-
 use std::error::Error;
 use std::fmt::{Debug, Display};
 use std::sync::{Arc, LazyLock};

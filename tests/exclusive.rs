@@ -1,7 +1,5 @@
 //! One holder at a time: among clients, tasks, processes, and with any other Redlock client.
 
-mod support;
-
 use std::env;
 use std::io::{Read, stdin};
 use std::process::{Child, Command, Stdio, exit};

@@ -1,7 +1,5 @@
 //! How a lock is made to last longer, and when that is refused.
 
-mod support;
-
 use std::time::Duration;
 
 use support::{Proxy, Server, eventually_async, unique};

@@ -1,8 +1,6 @@
 //! Extending a lock while masters fail, forget and come back: only what a quorum confirms in time counts, and
 //! whatever else happens the old validity stands.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};

@@ -1,8 +1,6 @@
 //! A process that forks: parent and child draw no value twice, the client works in both, and a lock stays with the
 //! process that took it.
 
-mod support;
-
 use std::collections::HashSet;
 use std::future::pending;
 use std::panic::{AssertUnwindSafe, catch_unwind};

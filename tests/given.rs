@@ -1,8 +1,6 @@
 //! Connections that the caller gave: requests for one resource do not wait for each other, requests of one value keep
 //! their order, and the queue keeps nothing that is of no use.
 
-mod support;
-
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -1,7 +1,5 @@
 //! A lock that is leaked is left as it is, and whoever adopts it in time holds it as if they had taken it.
 
-mod support;
-
 use std::env;
 use std::process::Command;
 use std::time::Duration;

@@ -1,7 +1,5 @@
 //! Looking at a resource: what every master says, what that makes together, and nothing is changed by it.
 
-mod support;
-
 use std::time::Duration;
 
 use redis::cmd;

@@ -1,7 +1,5 @@
 //! Keeping a lock alive: through faults, as often as it says, for as long as the guard lives, and no longer.
 
-mod support;
-
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,8 +1,6 @@
 //! A quorum that is known to be down: a loop of attempts starves no other task, sends nothing, and succeeds soon after
 //! the masters are back.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};

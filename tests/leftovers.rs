@@ -2,8 +2,6 @@
 //!
 //! Each soak takes 2 s, or as many as `SOAK_SECONDS` says.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};

@@ -1,7 +1,5 @@
 //! The loss of a lock: told on time, never early, and for good.
 
-mod support;
-
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};

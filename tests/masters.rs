@@ -1,7 +1,5 @@
 //! How masters are given, and what is made of them.
 
-mod support;
-
 use std::net::{Ipv6Addr, TcpListener};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};

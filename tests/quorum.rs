@@ -1,7 +1,5 @@
 //! How many masters it takes: with some down, hung, or holding the key for somebody else.
 
-mod support;
-
 use std::time::Duration;
 
 use futures::future::join_all;

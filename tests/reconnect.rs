@@ -1,7 +1,5 @@
 //! A master that was away votes again soon after its return, and meanwhile it is left in peace.
 
-mod support;
-
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 

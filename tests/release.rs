@@ -1,7 +1,5 @@
 //! How a lock ends: released, dropped, leaked, expired, deleted or stolen.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use redis::cmd;

@@ -1,8 +1,6 @@
 //! Releasing a lock that is lost, or while masters are silent or down: the answer is true, nobody else's key is
 //! touched, nothing is waited for that does not matter, and what could not be undone at once is undone later.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use redis::cmd;

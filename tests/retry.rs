@@ -1,7 +1,5 @@
 //! How a lock that is not granted at once is waited for, and when that ends.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use support::{Server, eventually_async, unique};

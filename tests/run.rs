@@ -1,7 +1,5 @@
 //! Work under a lock: its output or its panic reaches the caller, it stops with the lock, and leaves no key.
 
-mod support;
-
 use std::panic::panic_any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

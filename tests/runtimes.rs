@@ -1,7 +1,5 @@
 //! Whose runtime a call is polled by does not matter: it may lack drivers, idle, be blocked, end, or not be Tokio's.
 
-mod support;
-
 use std::cell::RefCell;
 use std::future::{IntoFuture, pending};
 use std::pin::pin;

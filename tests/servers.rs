@@ -1,7 +1,5 @@
 //! The ground that all other tests stand on: servers, proxies and their faults do what they promise.
 
-mod support;
-
 use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};

@@ -1,7 +1,5 @@
 //! Callers that nest share one lock: it is released when the last of them is done, and not before.
 
-mod support;
-
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,7 +1,5 @@
 //! Ttls of a few milliseconds, of none, and of ages: an error or a lock that is worth something, and never a spin.
 
-mod support;
-
 use std::thread;
 use std::time::{Duration, Instant};
 

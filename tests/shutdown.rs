@@ -1,7 +1,5 @@
 //! The wait for releases at the end of a program.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use support::{Proxy, Server, eventually_async, unique};

@@ -1,7 +1,5 @@
 //! A minority of dead, hung or distant masters costs nothing, and a majority of them an error in time.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;

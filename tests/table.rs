@@ -1,7 +1,5 @@
 //! What becomes of one attempt, for every combination of what the masters can be.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -1,8 +1,6 @@
 //! Masters in memory behave as real ones: one suite runs over both. And they do what they are told.
 #![cfg(feature = "test-util")]
 
-mod support;
-
 use std::time::Duration;
 
 use redis::aio::ConnectionLike;

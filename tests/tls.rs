@@ -2,8 +2,6 @@
 
 #![cfg(feature = "tls-rustls")]
 
-mod support;
-
 use std::time::Duration;
 
 use redis::{Client, TlsCertificates};

@@ -1,7 +1,5 @@
 //! What a service sees of its locks: spans and events.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::{Arc, LazyLock, Mutex};

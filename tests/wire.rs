@@ -1,7 +1,5 @@
 //! What the masters are told, command by command, and how little they have to allow.
 
-mod support;
-
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

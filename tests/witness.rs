@@ -1,8 +1,6 @@
 //! Never two holders: many tasks of two clients, each in a runtime of its own, want one resource, while masters are
 //! killed, restarted, frozen and thawed. A witness that stands by is shown to catch a lock that is broken.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};

@@ -7,17 +7,26 @@ use std::{env, fs};
 #[derive(Debug)]
 pub struct Scratch(PathBuf);
 
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Scratch {
+    /// Creates one among the temporary files.
     pub fn new() -> Self {
         let path = env::temp_dir().join(format!("redlock-{:016x}", rand::random::<u64>()));
         fs::create_dir(&path).unwrap_or_else(|error| panic!("cannot create {path:?}: {error}"));
         Self(path)
     }
 
+    /// The path of a file in it.
     pub fn join(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
+    /// Its own path.
     pub fn path(&self) -> &Path {
         &self.0
     }

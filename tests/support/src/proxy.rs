@@ -14,8 +14,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_rustls::TlsAcceptor;
 
-use super::port::free_port;
-use super::server::Server;
+use crate::port::free_port;
+use crate::server::Server;
 
 /// A TCP proxy in front of a server.
 ///

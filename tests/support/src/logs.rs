@@ -1,9 +1,10 @@
 //! What the code under test logs.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
-use tracing::subscriber::DefaultGuard;
+use tracing::Dispatch;
+use tracing::subscriber::{DefaultGuard, NoSubscriber};
 use tracing_subscriber::filter::LevelFilter;
 
 /// Collects, until dropped, what the current thread logs at any level. That is everything in a test on a
@@ -15,7 +16,9 @@ pub struct Logs {
 }
 
 impl Logs {
+    /// Begins to collect.
     pub fn capture() -> Self {
+        ask_every_thread();
         let buffer = Buffer::default();
         let writer = buffer.clone();
         let subscriber = tracing_subscriber::fmt()
@@ -34,6 +37,15 @@ impl Logs {
         let bytes = self.buffer.0.lock().expect("no writer panicked");
         String::from_utf8_lossy(&bytes).into_owned()
     }
+}
+
+/// Makes tracing ask each thread about every event, whether it has a subscriber for it.
+///
+/// It does so from the second subscriber on. With a single one, the thread that comes first to an event decides for all
+/// threads, and that may be the thread of another test, which has none.
+pub fn ask_every_thread() {
+    static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
+    LazyLock::force(&SECOND);
 }
 
 #[derive(Debug, Clone, Default)]

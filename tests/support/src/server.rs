@@ -9,9 +9,10 @@ use std::{array, env, thread};
 
 use redis::{Client, Cmd, FromRedisValue, RedisResult, ToSingleRedisArg, cmd};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use tokio_redlock::LockGuard;
 
-use super::port::free_port;
-use super::scratch::Scratch;
+use crate::port::free_port;
+use crate::scratch::Scratch;
 
 /// Generous, since many servers may be starting on a busy machine.
 const READY_WITHIN: Duration = Duration::from_secs(10);
@@ -62,6 +63,7 @@ impl Server {
         ready.collect::<Result<_, _>>().expect("all servers start")
     }
 
+    /// The same after a restart.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -76,6 +78,7 @@ impl Server {
         format!("redis://{}", self.addr())
     }
 
+    /// The Unix socket on which it listens beside its port.
     pub fn socket_path(&self) -> PathBuf {
         self.directory.join("socket")
     }
@@ -85,6 +88,7 @@ impl Server {
         format!("redis+unix://{}", self.socket_path().display())
     }
 
+    /// The id of the process, another after a restart.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -125,14 +129,22 @@ impl Server {
         self.signal(Signal::CONT);
     }
 
+    /// Whether it holds the key of a lock with the lock's value.
+    pub fn holds(&self, guard: &LockGuard) -> bool {
+        self.get(guard.resource()).as_deref() == Some(guard.value().as_bytes())
+    }
+
+    /// The value of a key.
     pub fn get(&self, key: impl ToSingleRedisArg) -> Option<Vec<u8>> {
         self.query(cmd("GET").arg(key))
     }
 
+    /// Sets a key that does not expire.
     pub fn set(&self, key: impl ToSingleRedisArg, value: impl ToSingleRedisArg) {
         self.query(cmd("SET").arg(key).arg(value))
     }
 
+    /// Sets a key that expires.
     pub fn set_px(
         &self,
         key: impl ToSingleRedisArg,

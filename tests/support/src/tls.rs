@@ -10,9 +10,9 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 
-use super::proxy::Proxy;
-use super::scratch::Scratch;
-use super::server::Server;
+use crate::proxy::Proxy;
+use crate::scratch::Scratch;
+use crate::server::Server;
 
 /// A server with a certificate for `127.0.0.1` and `localhost`, by an authority of its own.
 ///
@@ -26,6 +26,7 @@ pub struct TlsServer {
 }
 
 impl TlsServer {
+    /// Starts it and waits until it answers.
     pub fn start() -> Self {
         let directory = Scratch::new();
         let (ca_pem, acceptor) = certify(&directory);
