@@ -2,13 +2,13 @@
 
 use std::env;
 use std::io::{Read, stdin};
-use std::process::{Child, Command, Stdio, exit};
+use std::process::{Child, Stdio, exit};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use redis::{Client, Commands, cmd};
-use support::{Server, eventually_async, unique};
+use support::{Server, eventually_async, test_process, unique};
 use tokio::task::{JoinSet, spawn_blocking, yield_now};
 use tokio::time::sleep;
 use tokio_redlock::{LockError, LockGuard, Redlock, RetryPolicy, Vote};
@@ -288,9 +288,8 @@ struct Process(Child);
 impl Process {
     fn start(test: &str, task: &str, servers: &[Server], resource: &str, ttl: Duration) -> Self {
         let (ttl, urls) = (ttl.as_millis(), urls(servers).join(","));
-        let mut command = Command::new(env::current_exe().expect("our own path"));
+        let mut command = test_process(module_path!(), test);
         command
-            .args(["--exact", test, "--nocapture"])
             .env(ROLE, format!("{task} {resource} {ttl} {urls}"))
             .stdin(Stdio::piped())
             .stdout(Stdio::null());
