@@ -1,6 +1,5 @@
 //! How often a lock that is kept alive is renewed: by masters in memory and a paused clock, so that minutes pass in no
 //! time and no busy machine blurs the figures.
-#![cfg(feature = "test-util")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

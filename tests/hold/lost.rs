@@ -1,6 +1,6 @@
 //! The loss of a lock: told on time, never early, and for good.
 
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{env, io, io::BufRead, io::Read, thread};
@@ -8,7 +8,7 @@ use std::{env, io, io::BufRead, io::Read, thread};
 use futures::FutureExt;
 use redis::cmd;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
-use support::{Proxy, Server, eventually, eventually_async, unique};
+use support::{Proxy, Server, eventually, eventually_async, test_process, unique};
 use tokio::task::JoinSet;
 use tokio_redlock::{ExtendError, KeepAlive, LockGuard, LossReason, Redlock};
 
@@ -420,12 +420,8 @@ struct Holder {
 impl Holder {
     /// Starts it, and waits until it holds its locks.
     fn start(masters: &str) -> Self {
-        let mut child = Command::new(env::current_exe().expect("this program has a path"))
-            .args([
-                "a_process_that_was_stopped_past_its_validity_knows_it_when_it_goes_on",
-                "--exact",
-                "--nocapture",
-            ])
+        let test = "a_process_that_was_stopped_past_its_validity_knows_it_when_it_goes_on";
+        let mut child = test_process(module_path!(), test)
             .env(MASTERS, masters)
             .stdout(Stdio::piped())
             .spawn()

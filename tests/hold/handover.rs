@@ -1,10 +1,9 @@
 //! A lock that is leaked is left as it is, and whoever adopts it in time holds it as if they had taken it.
 
 use std::env;
-use std::process::Command;
 use std::time::Duration;
 
-use support::{Proxy, Server, eventually_async, unique};
+use support::{Proxy, Server, eventually_async, passes, test_process, unique};
 use tokio::time::timeout;
 use tokio_redlock::{AdoptError, ExtendError, Handover, LockError, LossReason, Redlock};
 
@@ -122,17 +121,10 @@ async fn a_lock_goes_from_one_process_to_another() {
     }
     let servers = Server::many::<3>();
     let urls: Vec<String> = servers.iter().map(Server::url).collect();
-    let own = env::current_exe().expect("this program has a path");
-    let name = [
-        "a_lock_goes_from_one_process_to_another",
-        "--exact",
-        "--nocapture",
-    ];
-    let mut other = Command::new(own);
-    let output = other.args(name).env(MASTERS, urls.join(" ")).output();
-    let output = output.expect("this program can be run");
-    let text = String::from_utf8(output.stdout).expect("text");
-    assert!(output.status.success(), "{text}");
+    let test = "a_lock_goes_from_one_process_to_another";
+    let mut other = test_process(module_path!(), test);
+    other.env(MASTERS, urls.join(" "));
+    let text = passes(other);
     let line = text.lines().find_map(|line| line.strip_prefix("handover "));
     let (value, millis) = line.and_then(|l| l.split_once(' ')).expect("a handover");
     let validity = Duration::from_millis(millis.parse().expect("a number")) / 2;

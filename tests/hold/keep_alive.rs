@@ -1,13 +1,12 @@
 //! Keeping a lock alive: through faults, as often as it says, for as long as the guard lives, and no longer.
 
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{array, env, fs, thread};
 
 use futures::{FutureExt, StreamExt, stream};
-use support::{Proxy, Server, eventually, eventually_async, unique};
+use support::{Proxy, Server, eventually, eventually_async, passes, test_process, unique};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -485,18 +484,10 @@ fn ten_thousand_locks_are_kept_alive_without_more_threads_or_tasks() {
     // In a process of its own, where no other test has threads.
     let servers = Server::many::<3>();
     let urls: Vec<String> = servers.iter().map(Server::url).collect();
-    let own = env::current_exe().expect("this program has a path");
-    let output = Command::new(own)
-        .args([
-            "ten_thousand_locks_are_kept_alive_without_more_threads_or_tasks",
-            "--exact",
-            "--nocapture",
-        ])
-        .env(MASTERS, urls.join(" "))
-        .output()
-        .expect("this program can be run");
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}");
+    let test = "ten_thousand_locks_are_kept_alive_without_more_threads_or_tasks";
+    let mut command = test_process(module_path!(), test);
+    command.env(MASTERS, urls.join(" "));
+    passes(command);
     for server in &servers {
         assert_eq!(server.keys(), [""; 0]);
     }
