@@ -4,14 +4,16 @@
 use std::cell::RefCell;
 use std::future::pending;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, process, thread};
 
 use futures::future::join_all;
-use support::{Proxy, Server, current_thread, eventually, eventually_async, multi_thread, unique};
+use support::{
+    CAME_TO_ITS_END, Proxy, Server, comes_to_its_end, current_thread, eventually, eventually_async,
+    multi_thread, test_process, unique,
+};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::sleep;
 use tokio_redlock::{LockGuard, Redlock};
@@ -555,22 +557,15 @@ const URLS: &str = "DROPPING_URLS";
 const RESOURCE: &str = "DROPPING_RESOURCE";
 const FLAVOR: &str = "DROPPING_FLAVOR";
 
-/// The status of a child that came to its end: one that ran no test at all ends with another.
-const CAME_TO_ITS_END: i32 = 17;
-
 /// Runs a test below, ignored otherwise, as a process of its own; it must neither fail nor tell of a panic.
 fn run(child: &str, servers: &[Server], resource: &str, flavor: &str) {
     let urls: Vec<String> = servers.iter().map(Server::url).collect();
-    let mut command = Command::new(env::current_exe().expect("this program has a path"));
+    let mut command = test_process(module_path!(), child);
     command
-        .args(["--exact", "--ignored", "--nocapture", child])
         .env(URLS, urls.join(" "))
         .env(RESOURCE, resource)
         .env(FLAVOR, flavor);
-    let output = command.output().expect("this program runs");
-    let shown = || String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(CAME_TO_ITS_END), "{}", shown());
-    assert!(!shown().contains("panicked"), "{}", shown());
+    comes_to_its_end(command);
 }
 
 /// Runs a child in every setting, and tells for each whether it left its key on a master that answers.

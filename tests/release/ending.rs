@@ -4,7 +4,7 @@
 use std::future::pending;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{self, Command, Stdio};
+use std::process;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
@@ -12,7 +12,10 @@ use std::{env, fs, thread};
 use futures::future::join_all;
 use redis::aio::ConnectionLike;
 use redis::{Cmd, Pipeline, RedisFuture, Value as Reply};
-use support::{Proxy, Server, current_thread, eventually, eventually_async, multi_thread, unique};
+use support::{
+    CAME_TO_ITS_END, Proxy, Server, comes_to_its_end, current_thread, eventually, eventually_async,
+    multi_thread, test_process, unique,
+};
 use tokio::runtime::Runtime;
 use tokio_redlock::{LockGuard, Redlock};
 
@@ -285,34 +288,16 @@ const URLS: &str = "ENDING_URLS";
 const RESOURCE: &str = "ENDING_RESOURCE";
 const FLAVOR: &str = "ENDING_FLAVOR";
 
-/// The status of a child that came to its end: one that ran no test at all ends with another.
-const CAME_TO_ITS_END: i32 = 17;
-
 /// Runs the child below as a process of its own. Returns the resource that the child had locked.
 fn run(end: End, flavor: &str, masters: &Masters) -> String {
     let resource = unique(&format!("{end:?}:{flavor}"));
-    let mut child = Command::new(env::current_exe().expect("this program has a path"))
-        .args(["--exact", "--ignored", "--nocapture", "child"])
+    let mut command = test_process(module_path!(), "child");
+    command
         .env(END, format!("{end:?}"))
         .env(URLS, masters.urls().join(" "))
         .env(RESOURCE, &resource)
-        .env(FLAVOR, flavor)
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("this program runs");
-    let start = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("our own child can be awaited") {
-            break status;
-        }
-        if start.elapsed() > LONG {
-            child.kill().expect("our own child can be killed");
-            child.wait().expect("our own child can be awaited");
-            panic!("it does not end: {resource}");
-        }
-        thread::sleep(Duration::from_millis(5));
-    };
-    assert_eq!(status.code(), Some(CAME_TO_ITS_END), "{resource}");
+        .env(FLAVOR, flavor);
+    comes_to_its_end(command);
     resource
 }
 
