@@ -1,5 +1,4 @@
 //! Masters that answer nonsense, or not at all, or too much: nothing panics, nothing hangs, and none of it counts.
-#![cfg(feature = "test-util")]
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -226,8 +226,9 @@ async fn a_loop_of_extend_sends_nothing_to_the_healthy_master() {
 mod memory {
     use super::*;
 
-    use std::process::Command;
-    use std::{env, fs};
+    use std::fs;
+
+    use support::{passes, test_process};
 
     /// Far more than a loop needs that leaves nothing, and far less than one whose requests are never sent.
     const LITTLE: u64 = 30 << 20;
@@ -256,24 +257,17 @@ mod memory {
     /// Runs a test below, ignored otherwise, as a process of its own. In this process a loop could use the memory that
     /// other tests have freed, and the process would not grow.
     fn run(child: &str) {
-        let program = env::current_exe().expect("this program has a path");
-        let mut command = Command::new(program);
-        command.args(["--exact", "--ignored", "--nocapture", child]);
-        let output = command.output().expect("this program runs");
-        let [stdout, stderr] = [output.stdout, output.stderr]
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        assert!(output.status.success(), "{stderr}");
-        assert!(stdout.contains("1 passed"), "no such test: {stdout}");
+        passes(test_process(module_path!(), child));
     }
 
     #[test]
     fn does_not_grow_with_a_loop_of_try_lock() {
-        run("memory::of_a_loop_of_try_lock");
+        run("of_a_loop_of_try_lock");
     }
 
     #[test]
     fn does_not_grow_with_a_loop_of_extend() {
-        run("memory::of_a_loop_of_extend");
+        run("of_a_loop_of_extend");
     }
 
     #[tokio::test]
