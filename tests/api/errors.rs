@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fmt::{Debug, Display};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::ConnectionLike;
@@ -14,8 +14,6 @@ use tokio_redlock::{
     Ballots, ExtendError, LockError, LockFailure, LockGuard, MasterError, Redlock, RedlockBuilder,
     ReleaseError, RetryPolicy, TtlError, Vote,
 };
-use tracing::Dispatch;
-use tracing::subscriber::NoSubscriber;
 
 /// Longer than any test runs.
 const TTL: Duration = Duration::from_secs(120);
@@ -574,14 +572,6 @@ async fn a_lock_that_is_lost() {
     assert_says(&error, &["short", "lost", "validity"]);
 }
 
-/// What is logged from here on. A second subscriber makes tracing ask that of each thread about every event; with one
-/// alone, the thread that comes first to an event decides for all.
-fn capture() -> Logs {
-    static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
-    LazyLock::force(&SECOND);
-    Logs::capture()
-}
-
 /// Everything that was shown of something.
 #[derive(Default)]
 struct Shown(Vec<String>);
@@ -613,7 +603,7 @@ async fn no_password_is_ever_shown() {
     let server = Server::start();
     let rules = ["SETUSER", "alice", "on", ">Hunter2@corp", "~*", "+@all"];
     server.query::<()>(cmd("ACL").arg(&rules));
-    let logs = capture();
+    let logs = Logs::capture();
     let mut shown = Shown::default();
 
     let with = |user: &str| server.url().replace("//", &format!("//{user}@"));
@@ -659,7 +649,7 @@ async fn no_password_is_ever_shown() {
 #[test]
 fn no_password_is_shown_of_urls_that_cannot_be_used() {
     const SECRETS: [&str; 2] = ["Hunter2", "corp"];
-    let logs = capture();
+    let logs = Logs::capture();
     for password in [
         "Hunter2corp",
         "Hunter2@corp",

@@ -1,7 +1,5 @@
 //! Masters behind TLS.
 
-#![cfg(feature = "tls-rustls")]
-
 use std::time::Duration;
 
 use redis::{Client, TlsCertificates};

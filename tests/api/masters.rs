@@ -10,8 +10,6 @@ use redis::{Client, Cmd, FromRedisValue, Pipeline, RedisFuture, Value, cmd};
 use support::{Logs, Proxy, Server, eventually_async, free_port, unique};
 use tokio::runtime;
 use tokio_redlock::{BuildError, LockError, Redlock, RedlockBuilder};
-use tracing::Dispatch;
-use tracing::subscriber::NoSubscriber;
 
 /// Longer than any test runs.
 const TTL: Duration = Duration::from_secs(120);
@@ -599,14 +597,6 @@ async fn a_client_that_is_dropped_closes_its_connections() {
     assert_eq!(hangs.connects(), before);
 }
 
-/// What is logged from here on. A second subscriber makes tracing ask that of each thread about every event; with one
-/// alone, the thread that comes first to an event decides for all.
-fn capture() -> Logs {
-    static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
-    LazyLock::force(&SECOND);
-    Logs::capture()
-}
-
 #[test]
 fn a_number_of_masters_that_helps_little_is_warned_of_once() {
     for (number, says) in [
@@ -616,7 +606,7 @@ fn a_number_of_masters_that_helps_little_is_warned_of_once() {
         (4, Some("even number")),
         (5, None),
     ] {
-        let logs = capture();
+        let logs = Logs::capture();
         let dlm = client((0..number).map(|place| format!("redis://10.0.0.1:{}", 7000 + place)));
         let _clone = dlm.clone();
         let text = logs.text();

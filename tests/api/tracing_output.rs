@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use redis::cmd;
-use support::{Logs, Proxy, Server, eventually_async, unique};
+use support::{Logs, Proxy, Server, ask_every_thread, eventually_async, unique};
 use tokio::runtime::Handle;
 use tokio_redlock::{KeepAlive, LockError, Redlock, RedlockBuilder, ReleaseError, RetryPolicy};
+use tracing::Subscriber;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
-use tracing::subscriber::{DefaultGuard, NoSubscriber, set_default};
-use tracing::{Dispatch, Subscriber};
+use tracing::subscriber::{DefaultGuard, set_default};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
@@ -49,18 +49,6 @@ fn hasty_client(servers: &[Server]) -> Redlock {
 async fn assert_held(servers: &[Server]) {
     let held = async || servers.iter().all(|server| !server.keys().is_empty());
     eventually_async("every master holds it", LONG, held).await;
-}
-
-/// A second subscriber makes tracing ask that of each thread about every event. With one alone, the thread that comes
-/// first to an event decides for all.
-fn ask_every_thread() {
-    static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
-    LazyLock::force(&SECOND);
-}
-
-fn capture() -> Logs {
-    ask_every_thread();
-    Logs::capture()
 }
 
 /// The events of a level whose line contains that.
@@ -252,7 +240,7 @@ async fn contention_is_a_debug_event_per_attempt_within_the_span() {
     let servers = Server::many::<3>();
     let dlm = client(&servers);
     let resource = unique("resource");
-    let logs = capture();
+    let logs = Logs::capture();
     let guard = dlm.lock(&resource, TTL).await.unwrap();
     assert!(!logs.text().contains("not granted"), "{}", logs.text());
 
@@ -275,7 +263,7 @@ async fn contention_is_a_debug_event_per_attempt_within_the_span() {
 #[tokio::test]
 async fn a_lock_that_goes_well_says_nothing_louder_than_debug() {
     let servers = Server::many::<3>();
-    let logs = capture();
+    let logs = Logs::capture();
     let dlm = client(&servers);
     let guard = dlm.lock(unique("resource"), TTL).await.unwrap();
     guard.extend(2 * TTL).await.unwrap();
@@ -320,7 +308,7 @@ async fn a_master_that_dies_is_warned_of_once_and_told_when_it_is_back() {
     let mut servers = Server::many::<3>();
     let dlm = client(&servers);
     use_often(&dlm).await;
-    let logs = capture();
+    let logs = Logs::capture();
     servers[0].kill();
     use_often(&dlm).await;
     let warned = async || !of_level(&logs, "WARN").is_empty();
@@ -338,7 +326,7 @@ async fn a_master_that_hangs_is_warned_of_once_and_told_when_it_is_back() {
     let servers = Server::many::<3>();
     let dlm = hasty_client(&servers);
     use_often(&dlm).await;
-    let logs = capture();
+    let logs = Logs::capture();
     servers[0].freeze();
     let warned = async || {
         use_often(&dlm).await;
@@ -360,7 +348,7 @@ async fn a_master_that_hangs_until_its_connection_is_given_up_is_warned_of_once(
     use_often(&dlm).await;
     // The old connection comes back to life while the new one is being opened: another race each time.
     for _ in 0..4 {
-        let logs = capture();
+        let logs = Logs::capture();
         servers[0].freeze();
         // Longer than it is waited for a sign of life.
         let start = Instant::now();
@@ -382,7 +370,7 @@ async fn a_master_that_is_always_too_late_is_warned_of_once() {
     let others = builder(&servers[1..]).request_timeout(100 * MS);
     let dlm = others.master(proxy.url()).build().unwrap();
     use_often(&dlm).await;
-    let logs = capture();
+    let logs = Logs::capture();
     proxy.delay_answers(150 * MS);
     let start = Instant::now();
     while start.elapsed() < 1_000 * MS {
@@ -406,7 +394,7 @@ async fn a_master_whose_given_connection_fails_is_warned_of_once() {
     }
     let dlm = given.build().unwrap();
     use_often(&dlm).await;
-    let logs = capture();
+    let logs = Logs::capture();
     servers[0].kill();
     let warned = async || {
         use_often(&dlm).await;
@@ -427,7 +415,7 @@ async fn a_lock_that_was_kept_alive_and_is_lost_is_a_warning() {
     let request = dlm.lock(&resource, 1_000 * MS).keep_alive(KeepAlive::new());
     let guard = request.await.unwrap();
     assert_held(&servers).await;
-    let logs = capture();
+    let logs = Logs::capture();
     assert!(servers.iter().all(|server| server.del(&resource)));
     guard.lost().await;
     let warned = async || !lines(&logs, "WARN", "kept alive is lost").is_empty();
@@ -445,7 +433,7 @@ async fn every_failure_of_a_master_is_warned_of() {
     let dlm = client(&servers);
     use_often(&dlm).await;
     for _ in 0..2 {
-        let logs = capture();
+        let logs = Logs::capture();
         servers[2].kill();
         let warned = async || {
             use_often(&dlm).await;
@@ -464,7 +452,7 @@ async fn a_master_that_only_reads_is_warned_of_once() {
     let servers = Server::many::<3>();
     let dlm = client(&servers);
     use_often(&dlm).await;
-    let logs = capture();
+    let logs = Logs::capture();
     servers[0].query::<()>(cmd("REPLICAOF").arg(&["127.0.0.1", "1"]));
     use_often(&dlm).await;
     assert_eq!(dlm.shutdown(LONG).await, 0);
@@ -480,7 +468,7 @@ async fn a_master_that_forbids_scripts_is_warned_of_once() {
     let servers = Server::many::<3>();
     let dlm = client(&servers);
     use_often(&dlm).await;
-    let logs = capture();
+    let logs = Logs::capture();
     servers[0].query::<()>(cmd("ACL").arg(&["SETUSER", "default", "-evalsha", "-eval"]));
     use_often(&dlm).await;
     let warnings = lines(&logs, "WARN", "master fails");
@@ -495,7 +483,7 @@ async fn a_background_release_that_no_master_confirmed_in_time_is_warned_of() {
     let resource = unique("resource");
     let guard = dlm.lock(&resource, Duration::from_secs(2)).await.unwrap();
     assert_held(&servers).await;
-    let logs = capture();
+    let logs = Logs::capture();
     servers[0].kill();
     drop(guard);
     let unconfirmed = || lines(&logs, "WARN", "could not be confirmed");
@@ -513,7 +501,7 @@ async fn a_background_release_that_a_master_confirmed_late_is_not_warned_of() {
     let dlm = builder(&servers).build().unwrap();
     let guard = dlm.lock(unique("resource"), TTL).await.unwrap();
     assert_held(&servers).await;
-    let logs = capture();
+    let logs = Logs::capture();
     servers[0].freeze();
     drop(guard);
     assert_eq!(dlm.shutdown(600 * MS).await, 1);
@@ -530,7 +518,7 @@ async fn a_release_that_was_waited_for_goes_on_in_the_background_and_warns_too()
     let dlm = client(&servers);
     let guard = dlm.lock("resource", Duration::from_secs(2)).await.unwrap();
     assert_held(&servers).await;
-    let logs = capture();
+    let logs = Logs::capture();
     servers[1..].iter_mut().for_each(Server::kill);
     let released = guard.release().await;
     assert!(

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::future::{IntoFuture, pending};
 use std::pin::pin;
-use std::process::{self, Command};
+use std::process;
 use std::sync::{Arc, Barrier, mpsc};
 use std::time::{Duration, Instant};
 use std::{array, env, thread};
@@ -11,7 +11,10 @@ use std::{array, env, thread};
 use futures::future::FutureExt;
 use futures::poll;
 use redis::cmd;
-use support::{Proxy, Server, current_thread, eventually, eventually_async, multi_thread, unique};
+use support::{
+    CAME_TO_ITS_END, Proxy, Server, comes_to_its_end, current_thread, eventually, eventually_async,
+    multi_thread, test_process, unique,
+};
 use tokio::runtime::{Builder, Handle};
 use tokio::time::sleep;
 use tokio_redlock::inspect::Verdict;
@@ -280,23 +283,13 @@ fn what_is_dropped_is_released_whoever_polls() {
 /// What a child finds in its environment.
 const URLS: &str = "RUNTIMES_URLS";
 
-/// The status of a child that came to its end: one that ran no test at all ends with another.
-const CAME_TO_ITS_END: i32 = 17;
-
 #[test]
 fn nothing_panics_in_a_runtime_without_drivers() {
     let servers = Server::many::<3>();
     let urls: Vec<String> = servers.iter().map(Server::url).collect();
-    let mut command = Command::new(env::current_exe().expect("this program has a path"));
-    command
-        .args(["--exact", "--ignored", "--nocapture"])
-        .arg("child_in_runtimes_without_drivers")
-        .env(URLS, urls.join(" "));
-    let output = command.output().expect("this program runs");
-    let shown = String::from_utf8_lossy(&output.stderr);
-    // Tasks in the background panic without failing anything else.
-    assert!(!shown.contains("panicked"), "{shown}");
-    assert_eq!(output.status.code(), Some(CAME_TO_ITS_END), "{shown}");
+    let mut command = test_process(module_path!(), "child_in_runtimes_without_drivers");
+    command.env(URLS, urls.join(" "));
+    comes_to_its_end(command);
     assert!(are_empty(&servers));
 }
 

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::future::pending;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::{self, Command, Stdio};
+use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use fork::Fork;
 use futures::poll;
 use redis::cmd;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
-use support::{Proxy, Server, eventually};
+use support::{CAME_TO_ITS_END, Proxy, Server, comes_to_its_end, eventually, test_process};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{sleep, timeout};
 use tokio_redlock::{KeepAlive, LockGuard, Redlock};
@@ -34,30 +34,11 @@ const SHORT_TTL: Duration = Duration::from_millis(600);
 /// What a program finds in its environment.
 const URLS: &str = "FORK_URLS";
 
-/// The status of a program that came to its end: one that ran no test at all ends with another.
-const CAME_TO_ITS_END: i32 = 17;
-
 /// Runs a program below, ignored otherwise, as a process of its own, which has no other tests and may fork.
 fn run(program: &str, urls: &[String]) {
-    let mut running = Command::new(env::current_exe().expect("this program has a path"))
-        .args(["--exact", "--ignored", "--nocapture", program])
-        .env(URLS, urls.join(" "))
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("this program runs");
-    let start = Instant::now();
-    let status = loop {
-        if let Some(status) = running.try_wait().expect("our own child can be awaited") {
-            break status;
-        }
-        if start.elapsed() > LONG {
-            running.kill().expect("our own child can be killed");
-            running.wait().expect("our own child can be awaited");
-            panic!("{program} does not end");
-        }
-        thread::sleep(Duration::from_millis(5));
-    };
-    assert_eq!(status.code(), Some(CAME_TO_ITS_END), "{program}");
+    let mut command = test_process(module_path!(), program);
+    command.env(URLS, urls.join(" "));
+    comes_to_its_end(command);
 }
 
 fn urls(servers: &[Server]) -> Vec<String> {
