@@ -1,5 +1,4 @@
 //! Masters in memory behave as real ones: one suite runs over both. And they do what they are told.
-#![cfg(feature = "test-util")]
 
 use std::time::Duration;
 
@@ -17,9 +16,9 @@ const TTL: Duration = Duration::from_secs(10);
 /// Long enough for servers on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-const EXTEND: &str = include_str!("../src/master/scripts/extend.lua");
-const RELEASE: &str = include_str!("../src/master/scripts/release.lua");
-const INSPECT: &str = include_str!("../src/master/scripts/inspect.lua");
+const EXTEND: &str = include_str!("../../src/master/scripts/extend.lua");
+const RELEASE: &str = include_str!("../../src/master/scripts/release.lua");
+const INSPECT: &str = include_str!("../../src/master/scripts/inspect.lua");
 
 /// One command and the kind of answer to it.
 async fn ask(connection: &mut impl ConnectionLike, words: &[&str]) -> String {
