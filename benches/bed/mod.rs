@@ -1,7 +1,7 @@
 //! Five masters on this machine, and what is compared on them: the crate, and the floor below it.
 
 // Every file in benches/ is a program of its own that contains all of this and uses a part.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code)]
 
 mod contest;
 mod floor;
@@ -43,9 +43,9 @@ impl Bed {
             .enable_all()
             .build()
             .expect("a runtime can be built");
-        let servers = Server::many::<5>();
-        let urls = servers.each_ref().map(Server::url);
-        Self::connect(Arc::new(runtime), Arc::new(servers), &urls)
+        let servers = Server::many(5);
+        let urls: Vec<_> = servers.iter().map(Server::url).collect();
+        Self::connect(Arc::new(runtime), servers.into(), &urls)
     }
 
     /// The same masters, reached at other addresses.

@@ -1,4 +1,4 @@
-//! Every error that there is, brought about by real servers, and what it says.
+//! Every error that there is, brought about by real masters, and what it says.
 
 use std::error::Error;
 use std::fmt::{Debug, Display};
@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use redis::aio::ConnectionLike;
 use redis::{Client, Cmd, Pipeline, RedisError, RedisFuture, Value, cmd};
-use support::{Logs, Proxy, Server, Upstream, eventually, eventually_async, free_port, unique};
+use support::{
+    LONG, Logs, Masters, Proxy, Server, Servers, Upstream, eventually, eventually_async, free_port,
+    unique,
+};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use tokio_redlock::{
@@ -17,9 +20,6 @@ use tokio_redlock::{
 
 /// Longer than any test runs.
 const TTL: Duration = Duration::from_secs(120);
-
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(30);
 
 /// For what is to time out.
 const SHORT: Duration = Duration::from_millis(150);
@@ -402,9 +402,8 @@ async fn a_reply_that_makes_no_sense() {
 
 #[tokio::test]
 async fn a_lock_that_is_taken() {
-    let servers = Server::many::<3>();
-    let urls = servers.each_ref().map(Server::url);
-    let dlm = Redlock::new(urls).unwrap();
+    let masters = Masters::start(3);
+    let dlm = masters.client();
     let resource = unique("resource");
     let _guard = dlm.lock(&resource, TTL).await.unwrap();
     let attempt = dlm.try_lock(&resource, TTL).await;
@@ -412,7 +411,7 @@ async fn a_lock_that_is_taken() {
         panic!("not taken: {attempt:?}");
     };
     assert_says(&error, &[&resource, "is taken", "1 attempt ", "refused"]);
-    for server in &servers {
+    for server in &masters {
         assert_says(&error, &[&server.addr()]);
     }
     // That is no failure of anything.
@@ -432,40 +431,33 @@ async fn a_resource_that_is_no_text_is_named_as_well_as_can_be() {
 /// The masters grant it, but the program does not come to hear of that before the lock has expired.
 #[tokio::test]
 async fn a_lock_that_is_won_too_late() {
-    let servers = Server::many::<3>();
-    let dlm = Redlock::builder().request_timeout(LONG);
-    let dlm = build(
-        servers
-            .iter()
-            .fold(dlm, |it, server| it.master(server.url())),
-    );
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let connected = async || {
         drop(dlm.lock(unique("resource"), TTL).await.unwrap());
-        servers.iter().all(|server| server.calls("set") > 0)
+        masters.iter().all(|server| server.calls("set") > 0)
     };
     eventually_async("all connections are open", LONG, connected).await;
     assert_eq!(dlm.shutdown(LONG).await, 0);
 
     let resource = unique("resource");
     let ttl = Duration::from_secs(1);
-    servers.iter().for_each(Server::freeze);
+    masters.iter().for_each(Server::freeze);
     let attempt = tokio::spawn(dlm.try_lock(&resource, ttl).into_future());
     // Long enough to send the requests, which cannot be answered yet.
     tokio::time::sleep(ttl / 4).await;
-    servers.iter().for_each(Server::thaw);
+    masters.iter().for_each(Server::thaw);
     // The whole program stands still from here on.
-    eventually("the lock is granted", LONG, || {
-        servers.iter().all(|server| server.get(&resource).is_some())
-    });
+    eventually("the lock is granted", LONG, || masters.all_have(&resource));
     eventually("the lock is expired", LONG, || {
-        servers.iter().all(|server| server.get(&resource).is_none())
+        masters.iter().all(|server| server.get(&resource).is_none())
     });
     let attempt = attempt.await.unwrap();
     let Err(error @ LockError::TooLate(_)) = attempt else {
         panic!("not too late: {attempt:?}");
     };
     assert_says(&error, &[&resource, "too late", "granted"]);
-    assert_says(&error, &[&servers[0].addr(), &servers[1].addr()]);
+    assert_says(&error, &[&masters[0].addr(), &masters[1].addr()]);
 }
 
 /// An answer that comes after the validity would be of no use, so it is not waited for.
@@ -531,22 +523,17 @@ async fn a_ttl_that_cannot_be_used() {
 
 #[tokio::test]
 async fn a_lock_that_is_lost() {
-    let servers = Server::many::<3>();
-    let dlm = Redlock::builder().request_timeout(LONG);
-    let dlm = build(
-        servers
-            .iter()
-            .fold(dlm, |it, server| it.master(server.url())),
-    );
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let resources = ["extended", "released"];
     let [extended, released] = resources.map(|resource| dlm.lock(resource, TTL));
     let [extended, released] = [extended.await.unwrap(), released.await.unwrap()];
-    for server in &servers {
+    for server in &masters {
         for resource in resources {
             server.set(resource, "foreign");
         }
     }
-    let says = ["refused", &servers[0].addr()];
+    let says = ["refused", &masters[0].addr()];
     let error = extended.extend(TTL).await.unwrap_err();
     assert!(matches!(error, ExtendError::Lost { .. }), "{error:?}");
     assert_says(&error, &["\"extended\" is lost"]);

@@ -14,13 +14,10 @@ use fork::Fork;
 use futures::poll;
 use redis::cmd;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
-use support::{CAME_TO_ITS_END, Proxy, Server, comes_to_its_end, eventually, test_process};
+use support::{CAME_TO_ITS_END, LONG, Masters, comes_to_its_end, eventually, test_process};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{sleep, timeout};
 use tokio_redlock::{KeepAlive, LockGuard, Redlock};
-
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(20);
 
 /// How long a child may take before it counts as one that hangs.
 const CHILD_WITHIN: Duration = Duration::from_secs(6);
@@ -35,14 +32,10 @@ const SHORT_TTL: Duration = Duration::from_millis(600);
 const URLS: &str = "FORK_URLS";
 
 /// Runs a program below, ignored otherwise, as a process of its own, which has no other tests and may fork.
-fn run(program: &str, urls: &[String]) {
+fn run(program: &str, masters: &Masters) {
     let mut command = test_process(module_path!(), program);
-    command.env(URLS, urls.join(" "));
+    command.env(URLS, masters.urls().join(" "));
     comes_to_its_end(command);
-}
-
-fn urls(servers: &[Server]) -> Vec<String> {
-    servers.iter().map(Server::url).collect()
 }
 
 /// In a program: a new client. `None` if this is no program, but a test that somebody asked for.
@@ -127,11 +120,11 @@ const VALUES: usize = 10;
 
 #[test]
 fn parent_and_child_draw_different_values() {
-    let servers = Server::many::<3>();
-    run("program_that_draws_values_in_both", &urls(&servers));
+    let masters = Masters::start(3);
+    run("program_that_draws_values_in_both", &masters);
     let drawn = |process: &str| -> HashSet<String> {
         let keys = (0..VALUES).map(|lock| format!("{process}:{lock}"));
-        let value = |key| servers.iter().find_map(|server| server.get(&key));
+        let value = |key| masters.iter().find_map(|server| server.get(&key));
         let values = keys.map(|key| String::from_utf8(value(key).expect("locked")));
         values.collect::<Result<_, _>>().expect("ours are text")
     };
@@ -162,10 +155,7 @@ fn program_that_draws_values_in_both() {
 
 #[test]
 fn a_client_that_was_used_before_a_fork_works_in_both() {
-    run(
-        "program_that_uses_a_client_in_both",
-        &urls(&Server::many::<3>()),
-    );
+    run("program_that_uses_a_client_in_both", &Masters::start(3));
 }
 
 #[test]
@@ -228,14 +218,12 @@ fn connections() -> HashSet<String> {
 
 #[test]
 fn a_cancelled_attempt_does_not_delete_the_lock_of_the_other_process() {
-    let servers = Server::many::<3>();
-    let proxies: Vec<Proxy> = servers.iter().map(Proxy::start).collect();
+    let masters = Masters::behind_proxies(3);
     // So that an attempt can be cancelled after its requests were executed.
-    for proxy in &proxies {
+    for proxy in masters.proxies() {
         proxy.delay_answers(Duration::from_millis(40));
     }
-    let urls: Vec<String> = proxies.iter().map(Proxy::url).collect();
-    run("program_whose_child_cancels_attempts", &urls);
+    run("program_whose_child_cancels_attempts", &masters);
 }
 
 #[test]
@@ -271,14 +259,12 @@ fn program_whose_child_cancels_attempts() {
 
 #[test]
 fn a_request_begun_before_a_fork_ends_in_the_child_and_goes_on_in_the_parent() {
-    let servers = Server::many::<3>();
-    let proxies: Vec<Proxy> = servers.iter().map(Proxy::start).collect();
+    let masters = Masters::behind_proxies(3);
     // So that the requests are under way at the fork.
-    for proxy in &proxies {
+    for proxy in masters.proxies() {
         proxy.delay_answers(Duration::from_millis(40));
     }
-    let urls: Vec<String> = proxies.iter().map(Proxy::url).collect();
-    run("program_that_forks_during_requests", &urls);
+    run("program_that_forks_during_requests", &masters);
 }
 
 #[test]
@@ -331,7 +317,7 @@ fn wait_until_locked(resource: &str) {
 
 #[test]
 fn a_guard_is_of_no_use_in_a_child_which_cannot_release_it() {
-    run("program_with_guards", &urls(&Server::many::<3>()));
+    run("program_with_guards", &Masters::start(3));
 }
 
 #[test]
@@ -382,7 +368,7 @@ fn program_with_guards() {
 /// The threads of the parent do not exist in the child, and may have held any mutex at the moment of the fork.
 #[test]
 fn a_child_never_hangs_though_other_threads_used_the_client_as_it_was_forked() {
-    run("program_that_forks_under_load", &urls(&Server::many::<3>()));
+    run("program_that_forks_under_load", &Masters::start(3));
 }
 
 #[test]
@@ -418,10 +404,7 @@ fn program_that_forks_under_load() {
 
 #[test]
 fn a_client_on_a_named_runtime_is_an_error_in_a_child() {
-    run(
-        "program_with_a_client_on_its_runtime",
-        &urls(&Server::many::<3>()),
-    );
+    run("program_with_a_client_on_its_runtime", &Masters::start(3));
 }
 
 #[test]

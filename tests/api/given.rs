@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Arg, AsyncConnectionConfig, Client, Cmd, Pipeline, RedisFuture, Value};
-use support::{Proxy, Server, eventually_async, unique};
+use support::{LONG, Masters, Server, eventually_async, unique};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -16,9 +16,6 @@ use tokio_redlock::{KeepAlive, LockGuard, Redlock, RedlockBuilder, RetryPolicy};
 
 /// So long that no key goes by itself while a test runs.
 const TTL: Duration = Duration::from_secs(60);
-
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(20);
 
 /// How many tasks want one resource.
 const TASKS: usize = 64;
@@ -33,23 +30,20 @@ async fn connection(url: String) -> MultiplexedConnection {
 /// Three masters some way off, and a client that was given connections to them.
 struct Distant {
     dlm: Redlock,
-    _proxies: [Proxy; 3],
-    _servers: [Server; 3],
+    _masters: Masters,
 }
 
 impl Distant {
     async fn start() -> Self {
-        let servers = Server::many();
-        let proxies = servers.each_ref().map(Proxy::start);
+        let masters = Masters::behind_proxies(3);
         let mut builder = Redlock::builder();
-        for proxy in &proxies {
+        for proxy in masters.proxies() {
             proxy.delay(Duration::from_millis(2));
             builder = builder.connection(connection(proxy.url()).await);
         }
         Self {
             dlm: builder.build().expect("three masters"),
-            _proxies: proxies,
-            _servers: servers,
+            _masters: masters,
         }
     }
 

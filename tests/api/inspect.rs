@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use redis::cmd;
-use support::{Server, unique};
+use support::{Masters, Server, unique};
 use tokio_redlock::inspect::{Inspection, KeyState, Verdict};
 use tokio_redlock::{MasterError, Redlock};
 
@@ -13,9 +13,8 @@ const TTL: Duration = Duration::from_secs(60);
 const BYTES: &[u8] = &[0xff, 0x00, 0xfe, b'\r', b'\n'];
 
 /// Patient, so that a master that answers late on a busy machine does not pass for one that hangs.
-fn redlock(servers: &[Server]) -> Redlock {
-    let builder = Redlock::builder().request_timeout(Duration::from_secs(1));
-    let builder = servers.iter().fold(builder, |b, s| b.master(s.url()));
+fn redlock(masters: &Masters) -> Redlock {
+    let builder = masters.builder().request_timeout(Duration::from_secs(1));
     builder.build().expect("valid URLs")
 }
 
@@ -40,19 +39,19 @@ fn views(inspection: &Inspection) -> String {
 
 #[tokio::test]
 async fn a_resource_that_nobody_holds_is_free() {
-    let servers = Server::many::<5>();
-    let inspection = redlock(&servers).inspect(unique("r")).await;
+    let masters = Masters::start(5);
+    let inspection = redlock(&masters).inspect(unique("r")).await;
     assert_eq!(inspection.verdict, Verdict::Free);
     assert_eq!(views(&inspection), "fffff");
-    let masters = inspection.views.iter().map(|s| s.master.as_str());
-    assert!(masters.eq(servers.iter().map(Server::addr)), "in order");
+    let addresses = inspection.views.iter().map(|s| s.master.as_str());
+    assert!(addresses.eq(masters.iter().map(Server::addr)), "in order");
 }
 
 #[tokio::test]
 async fn a_lock_is_seen_with_its_value_and_the_time_it_has_left() {
-    let (servers, resource) = (Server::many::<3>(), unique("r"));
-    let guard = redlock(&servers).lock(&resource, TTL).await.unwrap();
-    let onlooker = redlock(&servers);
+    let (masters, resource) = (Masters::start(3), unique("r"));
+    let guard = redlock(&masters).lock(&resource, TTL).await.unwrap();
+    let onlooker = redlock(&masters);
     let inspection = onlooker.inspect(&resource).await;
     let (value, left) = held(&inspection);
     assert_eq!(value, guard.value().as_bytes());
@@ -63,23 +62,23 @@ async fn a_lock_is_seen_with_its_value_and_the_time_it_has_left() {
 
 #[tokio::test]
 async fn a_key_prefix_counts() {
-    let (servers, resource) = (Server::many::<1>(), unique("r"));
-    let dlm = Redlock::builder().master(servers[0].url()).key_prefix("p:");
-    servers[0].set(format!("p:{resource}"), "another");
+    let (masters, resource) = (Masters::start(1), unique("r"));
+    let dlm = masters.builder().key_prefix("p:");
+    masters[0].set(format!("p:{resource}"), "another");
     let inspection = dlm.build().unwrap().inspect(&resource).await;
     assert_eq!(held(&inspection), (&b"another"[..], None));
-    let unprefixed = redlock(&servers).inspect(&resource).await;
+    let unprefixed = redlock(&masters).inspect(&resource).await;
     assert_eq!(unprefixed.verdict, Verdict::Free);
 }
 
 #[tokio::test]
 async fn a_foreign_value_may_be_any_bytes() {
-    let (servers, resource) = (Server::many::<3>(), unique("r"));
-    for server in &servers[..2] {
+    let (masters, resource) = (Masters::start(3), unique("r"));
+    for server in &masters[..2] {
         server.set_px(&resource, BYTES, 60_000);
     }
-    servers[2].set_px(&resource, "", 60_000);
-    let inspection = redlock(&servers).inspect(&resource).await;
+    masters[2].set_px(&resource, "", 60_000);
+    let inspection = redlock(&masters).inspect(&resource).await;
     assert_eq!(held(&inspection).0, BYTES);
     let KeyState::Held { value, .. } = &inspection.views[2].state else {
         panic!("{inspection:?}");
@@ -89,23 +88,23 @@ async fn a_foreign_value_may_be_any_bytes() {
 
 #[tokio::test]
 async fn a_resource_may_be_any_bytes() {
-    let servers = Server::many::<1>();
-    servers[0].set(BYTES, "another");
-    let inspection = redlock(&servers).inspect(BYTES).await;
+    let masters = Masters::start(1);
+    masters[0].set(BYTES, "another");
+    let inspection = redlock(&masters).inspect(BYTES).await;
     assert_eq!(held(&inspection).0, b"another");
 }
 
 #[tokio::test]
 async fn a_key_without_expiry_has_no_time_left_to_tell() {
-    let (servers, resource) = (Server::many::<3>(), unique("r"));
-    servers[0].set_px(&resource, "another", 60_000);
-    for server in &servers[1..] {
+    let (masters, resource) = (Masters::start(3), unique("r"));
+    masters[0].set_px(&resource, "another", 60_000);
+    for server in &masters[1..] {
         server.set(&resource, "another");
     }
-    let inspection = redlock(&servers).inspect(&resource).await;
+    let inspection = redlock(&masters).inspect(&resource).await;
     assert_eq!(held(&inspection), (&b"another"[..], None));
-    servers[1].query::<()>(cmd("PEXPIRE").arg(&resource).arg(30_000));
-    let inspection = redlock(&servers).inspect(&resource).await;
+    masters[1].query::<()>(cmd("PEXPIRE").arg(&resource).arg(30_000));
+    let inspection = redlock(&masters).inspect(&resource).await;
     let left = held(&inspection)
         .1
         .expect("the quorum ends with the second");
@@ -114,9 +113,9 @@ async fn a_key_without_expiry_has_no_time_left_to_tell() {
 
 #[tokio::test]
 async fn a_key_of_another_type_is_told_and_does_not_count() {
-    let (servers, resource) = (Server::many::<3>(), unique("r"));
-    servers[0].query::<()>(cmd("LPUSH").arg(&resource).arg("x"));
-    let dlm = redlock(&servers);
+    let (masters, resource) = (Masters::start(3), unique("r"));
+    masters[0].query::<()>(cmd("LPUSH").arg(&resource).arg("x"));
+    let dlm = redlock(&masters);
     let inspection = dlm.inspect(&resource).await;
     assert_eq!(inspection.verdict, Verdict::Free);
     assert_eq!(views(&inspection), "uff");
@@ -124,24 +123,24 @@ async fn a_key_of_another_type_is_told_and_does_not_count() {
         panic!("{inspection:?}");
     };
     assert!(matches!(error, MasterError::WrongType(_)), "{error:?}");
-    servers[1].query::<()>(cmd("LPUSH").arg(&resource).arg("x"));
+    masters[1].query::<()>(cmd("LPUSH").arg(&resource).arg("x"));
     let inspection = dlm.inspect(&resource).await;
     assert_eq!(inspection.verdict, Verdict::Unknown);
 }
 
 #[tokio::test]
 async fn a_quorum_decides_and_without_one_mind_it_is_contested() {
-    let (servers, resource) = (Server::many::<3>(), unique("r"));
-    let dlm = redlock(&servers);
-    servers[0].set(&resource, "one");
+    let (masters, resource) = (Masters::start(3), unique("r"));
+    let dlm = redlock(&masters);
+    masters[0].set(&resource, "one");
     assert_eq!(dlm.inspect(&resource).await.verdict, Verdict::Free);
-    servers[1].set(&resource, "two");
+    masters[1].set(&resource, "two");
     let inspection = dlm.inspect(&resource).await;
     assert_eq!(inspection.verdict, Verdict::Contested);
     assert_eq!(views(&inspection), "hhf");
-    servers[2].set(&resource, "two");
+    masters[2].set(&resource, "two");
     assert_eq!(held(&dlm.inspect(&resource).await).0, b"two");
-    servers[2].set(&resource, "three");
+    masters[2].set(&resource, "three");
     assert_eq!(dlm.inspect(&resource).await.verdict, Verdict::Contested);
 }
 
@@ -157,12 +156,12 @@ async fn a_minority_does_not_matter(dlm: &Redlock, resource: &str) {
 
 #[tokio::test]
 async fn masters_that_are_down_matter_only_as_a_majority() {
-    let (mut servers, resource) = (Server::many::<5>(), unique("r"));
-    servers.iter().for_each(|s| s.set(&resource, "another"));
-    let dlm = redlock(&servers);
-    servers[..2].iter_mut().for_each(Server::kill);
+    let (mut masters, resource) = (Masters::start(5), unique("r"));
+    masters.iter().for_each(|s| s.set(&resource, "another"));
+    let dlm = redlock(&masters);
+    masters[..2].iter_mut().for_each(Server::kill);
     a_minority_does_not_matter(&dlm, &resource).await;
-    servers[2].kill();
+    masters[2].kill();
     let inspection = dlm.inspect(&resource).await;
     assert_eq!(views(&inspection), "uuuhh");
     assert_eq!(inspection.verdict, Verdict::Unknown);
@@ -174,13 +173,13 @@ async fn masters_that_are_down_matter_only_as_a_majority() {
 
 #[tokio::test]
 async fn masters_that_hang_matter_only_as_a_majority() {
-    let (servers, resource) = (Server::many::<5>(), unique("r"));
-    servers.iter().for_each(|s| s.set(&resource, "another"));
-    let dlm = redlock(&servers);
+    let (masters, resource) = (Masters::start(5), unique("r"));
+    masters.iter().for_each(|s| s.set(&resource, "another"));
+    let dlm = redlock(&masters);
     assert_eq!(views(&dlm.inspect(&resource).await), "hhhhh");
-    servers[..2].iter().for_each(Server::freeze);
+    masters[..2].iter().for_each(Server::freeze);
     a_minority_does_not_matter(&dlm, &resource).await;
-    servers[2].freeze();
+    masters[2].freeze();
     let inspection = dlm.inspect(&resource).await;
     assert_eq!(views(&inspection), "uuuhh");
     assert_eq!(inspection.verdict, Verdict::Unknown);
@@ -188,9 +187,9 @@ async fn masters_that_hang_matter_only_as_a_majority() {
 
 #[tokio::test]
 async fn looking_locks_nothing_and_writes_nothing() {
-    let servers = Server::many::<3>();
+    let masters = Masters::start(3);
     let (free, taken) = (unique("free"), unique("taken"));
-    servers
+    masters
         .iter()
         .for_each(|s| s.set_px(&taken, "another", 60_000));
     let writes = || {
@@ -198,16 +197,16 @@ async fn looking_locks_nothing_and_writes_nothing() {
             let calls = ["set", "del", "pexpire"].map(|command| server.calls(command));
             calls.iter().sum::<u64>()
         };
-        servers.iter().map(writes).sum::<u64>()
+        masters.iter().map(writes).sum::<u64>()
     };
-    let dlm = redlock(&servers);
+    let dlm = redlock(&masters);
     let before = writes();
     for _ in 0..10 {
         dlm.inspect(&free).await;
         dlm.inspect(&taken).await;
     }
     assert_eq!(writes(), before);
-    for server in &servers {
+    for server in &masters {
         assert!(
             server.calls("evalsha") + server.calls("eval") >= 20,
             "looked"

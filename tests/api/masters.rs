@@ -7,15 +7,14 @@ use std::time::Duration;
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Client, Cmd, FromRedisValue, Pipeline, RedisFuture, Value, cmd};
-use support::{Logs, Proxy, Server, eventually_async, free_port, unique};
-use tokio::runtime;
+use support::{
+    LONG, Logs, Masters, Server, Servers, current_thread, eventually_async, free_port,
+    multi_thread, unique,
+};
 use tokio_redlock::{BuildError, LockError, Redlock, RedlockBuilder};
 
 /// Longer than any test runs.
 const TTL: Duration = Duration::from_secs(120);
-
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(30);
 
 /// Options that a busy machine does not make impatient.
 fn options() -> RedlockBuilder {
@@ -23,13 +22,22 @@ fn options() -> RedlockBuilder {
 }
 
 fn client(urls: impl IntoIterator<Item = impl AsRef<str>>) -> Redlock {
-    let builder = urls.into_iter().fold(options(), RedlockBuilder::master);
+    let builder = options().masters(urls);
     builder.build().expect("valid masters")
 }
 
 async fn connection(server: &Server) -> MultiplexedConnection {
     let client = Client::open(server.url()).unwrap();
     client.get_multiplexed_async_connection().await.unwrap()
+}
+
+/// A client that was given a connection to each.
+async fn connected(masters: &[Server]) -> Redlock {
+    let mut builder = options();
+    for server in masters {
+        builder = builder.connection(connection(server).await);
+    }
+    builder.build().expect("valid masters")
 }
 
 /// Asks one database of a server.
@@ -168,20 +176,21 @@ async fn an_ipv6_address_can_be_given() {
 
 #[tokio::test]
 async fn masters_given_in_different_ways_make_one_lock() {
-    let mut servers = Server::many::<3>();
-    let [by_url, by_client, by_connection] = &servers;
+    let mut masters = Masters::start(3);
+    let [by_url, by_client, by_connection] = &*masters else {
+        panic!("there are three");
+    };
     let mixed = options()
         .master(by_url.url())
         .client(Client::open(by_client.unix_url()).unwrap())
         .connection(connection(by_connection).await)
         .build()
         .unwrap();
-    let plain = client(servers.each_ref().map(Server::url));
+    let plain = masters.patient_client();
     let resource = unique("resource");
 
     let guard = mixed.lock(&resource, TTL).await.unwrap();
-    let held = async || servers.iter().all(|server| server.get(&resource).is_some());
-    eventually_async("every master holds it", LONG, held).await;
+    masters.eventually_hold(&guard).await;
     let attempt = plain.try_lock(&resource, TTL).await;
     assert!(matches!(attempt, Err(LockError::Taken(_))), "{attempt:?}");
     guard.extend(2 * TTL).await.unwrap();
@@ -196,11 +205,11 @@ async fn masters_given_in_different_ways_make_one_lock() {
     drop(guard);
     assert_eq!(plain.shutdown(LONG).await, 0);
 
-    servers[2].kill();
+    masters[2].kill();
     let guard = mixed.lock(&resource, TTL).await.unwrap();
     guard.extend(2 * TTL).await.unwrap();
     guard.release().await.unwrap();
-    servers[1].kill();
+    masters[1].kill();
     let attempt = mixed.try_lock(&resource, TTL).await;
     assert!(
         matches!(attempt, Err(LockError::Unreachable(_))),
@@ -210,12 +219,8 @@ async fn masters_given_in_different_ways_make_one_lock() {
 
 #[tokio::test]
 async fn connections_are_as_good_as_urls() {
-    let servers = Server::many::<3>();
-    let mut builder = options();
-    for server in &servers {
-        builder = builder.connection(connection(server).await);
-    }
-    let dlm = builder.build().unwrap();
+    let masters = Masters::start(3);
+    let dlm = connected(&masters).await;
     let resource = unique("resource");
     for _ in 0..20 {
         let guard = dlm.lock(&resource, TTL).await.unwrap();
@@ -228,18 +233,14 @@ async fn connections_are_as_good_as_urls() {
     let guards = (0..500).map(|place| dlm.lock(format!("{resource}:{place}"), TTL).into_future());
     drop(futures::future::try_join_all(guards).await.unwrap());
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    assert!(servers.iter().all(|server| server.keys().is_empty()));
+    assert!(masters.are_empty());
 }
 
 #[tokio::test]
 async fn a_lock_dropped_on_connections_is_free_for_the_very_next_try() {
     for _ in 0..5 {
-        let servers = Server::many::<3>();
-        let mut builder = options();
-        for server in &servers {
-            builder = builder.connection(connection(server).await);
-        }
-        let dlm = builder.build().unwrap();
+        let masters = Masters::start(3);
+        let dlm = connected(&masters).await;
         for time in 0..10 {
             drop(dlm.lock("resource", TTL).await.unwrap());
             let next = dlm.try_lock("resource", TTL).await;
@@ -533,10 +534,7 @@ static NOWHERE: LazyLock<Redlock> = LazyLock::new(|| {
 fn a_client_can_be_a_static_that_is_built_without_a_runtime() {
     let before = format!("{:?}", *NOWHERE);
     assert!(before.contains("127.0.0.1:"), "{before}");
-    let runtime = runtime::Builder::new_current_thread().enable_all().build();
-    let attempt = runtime
-        .unwrap()
-        .block_on(NOWHERE.try_lock("resource", TTL).into_future());
+    let attempt = current_thread().block_on(NOWHERE.try_lock("resource", TTL).into_future());
     assert!(
         matches!(attempt, Err(LockError::Unreachable(_))),
         "{attempt:?}"
@@ -545,14 +543,12 @@ fn a_client_can_be_a_static_that_is_built_without_a_runtime() {
 
 #[tokio::test]
 async fn a_client_connects_when_it_is_first_used_and_then_once() {
-    let servers = Server::many::<3>();
-    let proxies = servers.each_ref().map(Proxy::start);
-    let dlm = client(proxies.each_ref().map(Proxy::url));
-    let unused = client(proxies.each_ref().map(Proxy::url));
+    let masters = Masters::behind_proxies(3);
+    let [dlm, unused] = [masters.patient_client(), masters.patient_client()];
     let request = dlm.lock("resource", TTL);
     // Time enough to connect, had anybody begun to.
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let connects = || proxies.each_ref().map(Proxy::connects);
+    let connects = || [0, 1, 2].map(|place| masters.proxy(place).connects());
     assert_eq!(connects(), [0; 3]);
     drop(request.await.unwrap());
     let connected = async || connects() == [1; 3];
@@ -569,13 +565,13 @@ async fn a_client_connects_when_it_is_first_used_and_then_once() {
 
 #[tokio::test]
 async fn a_client_that_is_dropped_closes_its_connections() {
-    let servers = Server::many::<3>();
-    let hangs = Proxy::start(&servers[2]);
-    let dlm = client([servers[0].url(), servers[1].url(), hangs.url()]);
+    let masters = Masters::start(3).with_proxies([2]);
+    let hangs = masters.proxy(2);
+    let dlm = masters.patient_client();
     drop(dlm.lock("resource", TTL).await.unwrap());
     assert_eq!(dlm.shutdown(LONG).await, 0);
     let closed = async || {
-        let mut clients = servers.iter().map(Server::connected_clients);
+        let mut clients = masters.iter().map(Server::connected_clients);
         clients.all(|clients| clients == 0)
     };
     assert!(!closed().await);
@@ -584,7 +580,7 @@ async fn a_client_that_is_dropped_closes_its_connections() {
 
     // One that is still trying to connect gives that up.
     hangs.hang();
-    let dlm = client([servers[0].url(), servers[1].url(), hangs.url()]);
+    let dlm = masters.patient_client();
     drop(dlm.lock("resource", TTL).await.unwrap());
     let tries = async || hangs.connects() >= 3;
     eventually_async("it tries again and again", LONG, tries).await;
@@ -619,12 +615,15 @@ fn a_number_of_masters_that_helps_little_is_warned_of_once() {
 
 #[test]
 fn a_client_outlives_the_runtime_it_was_first_used_in() {
-    let servers = Server::many::<3>();
-    let dlm = client(servers.each_ref().map(Server::url));
-    let current = || runtime::Builder::new_current_thread().enable_all().build();
-    let threads = || runtime::Builder::new_multi_thread().enable_all().build();
-    for runtime in [current(), current(), threads(), threads(), current()] {
-        let runtime = runtime.unwrap();
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
+    for runtime in [
+        current_thread(),
+        current_thread(),
+        multi_thread(),
+        multi_thread(),
+        current_thread(),
+    ] {
         runtime.block_on(async {
             let guard = dlm.try_lock("resource", TTL).await.unwrap();
             guard.extend(2 * TTL).await.unwrap();
@@ -634,25 +633,24 @@ fn a_client_outlives_the_runtime_it_was_first_used_in() {
             assert_eq!(dlm.shutdown(LONG).await, 0);
         });
     }
-    assert!(servers.iter().all(|server| server.keys().is_empty()));
+    assert!(masters.are_empty());
 }
 
 #[test]
 fn a_guard_outlives_the_runtime_it_was_taken_in() {
-    let servers = Server::many::<3>();
-    let dlm = client(servers.each_ref().map(Server::url));
-    let current = || runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = current().unwrap();
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
+    let runtime = current_thread();
     let guard = runtime.block_on(dlm.lock("resource", TTL).into_future());
     let guard = guard.unwrap();
     drop(runtime);
     assert!(guard.is_valid());
-    let runtime = current().unwrap();
+    let runtime = current_thread();
     runtime.block_on(async {
         guard.extend(2 * TTL).await.unwrap();
         assert!(guard.validity() > TTL);
         guard.release().await.unwrap();
         assert_eq!(dlm.shutdown(LONG).await, 0);
     });
-    assert!(servers.iter().all(|server| server.keys().is_empty()));
+    assert!(masters.are_empty());
 }

@@ -2,31 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use support::{Server, eventually_async, unique};
+use support::{LONG, Masters, Server, Servers, eventually_async, unique};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_redlock::{
-    LockError, LockFailure, LockGuard, Redlock, RedlockBuilder, RetryPolicy, Vote,
-};
+use tokio_redlock::{LockError, LockFailure, LockGuard, Redlock, RetryPolicy, Vote};
 
 /// Longer than any test runs.
 const TTL: Duration = Duration::from_secs(120);
 
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(30);
-
 const MS: Duration = Duration::from_millis(1);
-
-/// A client that a busy machine does not make impatient.
-fn builder(servers: &[Server]) -> RedlockBuilder {
-    let builder = Redlock::builder().request_timeout(LONG);
-    let masters = servers.iter();
-    masters.fold(builder, |builder, server| builder.master(server.url()))
-}
-
-fn client(servers: &[Server]) -> Redlock {
-    builder(servers).build().expect("valid masters")
-}
 
 /// Tries often, for as long as a test may take.
 fn patient() -> RetryPolicy {
@@ -45,11 +29,6 @@ fn wait(dlm: &Redlock, resource: &str) -> JoinHandle<Result<LockGuard, LockError
     tokio::spawn(request.into_future())
 }
 
-/// How often the servers were asked for a lock.
-fn calls(servers: &[Server]) -> u64 {
-    servers.iter().map(|server| server.calls("set")).sum()
-}
-
 /// Waits until the server was asked for so many more locks.
 async fn asked(server: &Server, times: u64) {
     let before = server.calls("set");
@@ -59,19 +38,19 @@ async fn asked(server: &Server, times: u64) {
 
 #[tokio::test]
 async fn a_lock_is_waited_for_until_it_is_released() {
-    let servers = Server::many::<3>();
-    let [one, other] = [client(&servers), client(&servers)];
+    let masters = Masters::start(3);
+    let [one, other] = [masters.patient_client(), masters.patient_client()];
     let resource = unique("resource");
     let guard = one.lock(&resource, TTL).await.unwrap();
     let aborted = [wait(&other, &resource), wait(&one, &resource)];
     for waits in aborted {
-        asked(&servers[0], 5).await;
+        asked(&masters[0], 5).await;
         waits.abort();
         assert!(waits.await.unwrap_err().is_cancelled());
     }
 
     let waits = wait(&other, &resource);
-    asked(&servers[0], 5).await;
+    asked(&masters[0], 5).await;
     assert!(!waits.is_finished());
     guard.release().await.unwrap();
     let guard = waits.await.unwrap().unwrap();
@@ -80,8 +59,8 @@ async fn a_lock_is_waited_for_until_it_is_released() {
 
 #[tokio::test]
 async fn a_lock_is_waited_for_until_it_expires() {
-    let servers = Server::many::<3>();
-    let [one, other] = [client(&servers), client(&servers)];
+    let masters = Masters::start(3);
+    let [one, other] = [masters.patient_client(), masters.patient_client()];
     let resource = unique("resource");
     let guard = one.lock(&resource, 300 * MS).await.unwrap();
     let next = other.lock(&resource, TTL).retry(patient()).await.unwrap();
@@ -91,32 +70,32 @@ async fn a_lock_is_waited_for_until_it_expires() {
 
 #[tokio::test]
 async fn the_default_policy_waits() {
-    let servers = Server::many::<3>();
-    let [one, other] = [client(&servers), client(&servers)];
+    let masters = Masters::start(3);
+    let [one, other] = [masters.patient_client(), masters.patient_client()];
     let resource = unique("resource");
     let guard = one.lock(&resource, TTL).await.unwrap();
     let waits = tokio::spawn(other.lock(&resource, TTL).into_future());
-    asked(&servers[0], 2).await;
+    asked(&masters[0], 2).await;
     guard.release().await.unwrap();
     assert!(waits.await.unwrap().is_ok());
 }
 
 #[tokio::test]
 async fn it_gives_up_after_so_many_attempts() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let resource = unique("resource");
     let guard = dlm.lock(&resource, TTL).await.unwrap();
-    let all_asked = async || calls(&servers) == 3;
+    let all_asked = async || masters.calls("set") == 3;
     eventually_async("each is asked once", LONG, all_asked).await;
     for max in [1, 2, 5] {
         let policy = RetryPolicy::new().delay(20 * MS, 20 * MS).max_attempts(max);
-        let (before, start) = (calls(&servers), Instant::now());
+        let (before, start) = (masters.calls("set"), Instant::now());
         let attempts = taken(dlm.lock(&resource, TTL).retry(policy).await);
         assert_eq!(attempts.attempts, max);
         assert_eq!(dlm.shutdown(LONG).await, 0);
         // Each time two of three are certain to be asked, the third may not be waited for.
-        let asked = calls(&servers) - before;
+        let asked = masters.calls("set") - before;
         assert!(asked >= 2 * u64::from(max), "{asked}: {attempts}");
         assert!(asked <= 3 * u64::from(max), "{asked}: {attempts}");
         assert!(attempts.waited >= 20 * MS * (max - 1), "{attempts}");
@@ -132,8 +111,8 @@ async fn it_gives_up_after_so_many_attempts() {
 
 #[tokio::test]
 async fn it_gives_up_rather_than_wait_longer_than_told() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let resource = unique("resource");
     let guard = dlm.lock(&resource, TTL).await.unwrap();
     let delay = 20 * MS;
@@ -153,12 +132,15 @@ async fn it_gives_up_rather_than_wait_longer_than_told() {
 
 #[tokio::test]
 async fn options_of_a_call_override_those_of_the_client() {
-    let servers = Server::many::<3>();
+    let masters = Masters::start(3);
     let resource = unique("resource");
-    let holder = client(&servers);
+    let holder = masters.patient_client();
     let guard = holder.lock(&resource, TTL).await.unwrap();
 
-    let impatient = builder(&servers).retry(RetryPolicy::once());
+    let impatient = masters
+        .builder()
+        .request_timeout(LONG)
+        .retry(RetryPolicy::once());
     let impatient = impatient.build().unwrap();
     let attempts = taken(impatient.lock(&resource, TTL).await);
     assert_eq!(attempts.attempts, 1);
@@ -168,7 +150,11 @@ async fn options_of_a_call_override_those_of_the_client() {
     let attempts = taken(impatient.lock(&resource, TTL).await);
     assert_eq!(attempts.attempts, 1);
 
-    let eager = builder(&servers).retry(patient().forever()).build();
+    let eager = masters
+        .builder()
+        .request_timeout(LONG)
+        .retry(patient().forever())
+        .build();
     let once = eager
         .unwrap()
         .lock(&resource, TTL)
@@ -176,15 +162,15 @@ async fn options_of_a_call_override_those_of_the_client() {
     assert_eq!(taken(once.await).attempts, 1);
 
     let waits = wait(&impatient, &resource);
-    asked(&servers[0], 3).await;
+    asked(&masters[0], 3).await;
     guard.release().await.unwrap();
     assert!(waits.await.unwrap().is_ok());
 }
 
 #[tokio::test]
 async fn the_last_of_several_policies_counts() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let resource = unique("resource");
     let _guard = dlm.lock(&resource, TTL).await.unwrap();
     let two = RetryPolicy::new().delay(MS, MS).max_attempts(2);
@@ -194,18 +180,22 @@ async fn the_last_of_several_policies_counts() {
 
 #[tokio::test]
 async fn a_try_asks_every_master_once() {
-    let servers = Server::many::<3>();
-    let patient = builder(&servers).retry(patient().forever());
+    let masters = Masters::start(3);
+    let patient = masters
+        .builder()
+        .request_timeout(LONG)
+        .retry(patient().forever());
     let dlm = patient.build().unwrap();
     let resource = unique("resource");
     let guard = dlm.try_lock(&resource, TTL).await.unwrap();
-    let asked = async || servers.iter().all(|server| server.calls("set") == 1);
+    let asked = async || masters.iter().all(|server| server.calls("set") == 1);
     eventually_async("each is asked once", LONG, asked).await;
 
     assert_eq!(taken(dlm.try_lock(&resource, TTL).await).attempts, 1);
     assert_eq!(dlm.shutdown(LONG).await, 0);
     // The answer was certain without the third.
-    let mut calls = servers.each_ref().map(|server| server.calls("set"));
+    let calls = masters.iter().map(|server| server.calls("set"));
+    let mut calls: Vec<_> = calls.collect();
     calls.sort_unstable();
     assert!(calls == [2, 2, 2] || calls == [1, 2, 2], "{calls:?}");
     drop(guard);
@@ -213,23 +203,23 @@ async fn a_try_asks_every_master_once() {
 
 #[tokio::test]
 async fn a_request_that_is_never_awaited_asks_nobody() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     drop(dlm.lock("never", TTL).into_future());
     drop(dlm.lock("awaited", TTL).await.unwrap());
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    for server in &servers {
+    for server in &masters {
         assert!(server.calls("set") <= 1);
     }
 }
 
 #[tokio::test]
 async fn masters_that_are_down_are_waited_for() {
-    let mut servers = Server::many::<3>();
-    let [dlm, fresh] = [client(&servers), client(&servers)];
+    let mut masters = Masters::start(3);
+    let [dlm, fresh] = [masters.patient_client(), masters.patient_client()];
     let resource = unique("resource");
     drop(dlm.lock(&resource, TTL).await.unwrap());
-    servers[1..].iter_mut().for_each(Server::kill);
+    masters[1..].iter_mut().for_each(Server::kill);
     for dlm in [&dlm, &fresh] {
         let attempt = dlm.try_lock(&resource, TTL).await;
         let Err(LockError::Unreachable(attempts)) = attempt else {
@@ -246,7 +236,7 @@ async fn masters_that_are_down_are_waited_for() {
         let gave_up = timeout(200 * MS, waits).await;
         assert!(gave_up.is_err(), "{gave_up:?}");
     }
-    servers[1].restart();
+    masters[1].restart();
     for waits in waits {
         assert!(waits.await.unwrap().is_ok());
     }
@@ -254,14 +244,18 @@ async fn masters_that_are_down_are_waited_for() {
 
 #[tokio::test]
 async fn a_wait_for_masters_that_stay_down_ends_as_unreachable() {
-    let mut servers = Server::many::<3>();
-    servers[1..].iter_mut().for_each(Server::kill);
+    let mut masters = Masters::start(3);
+    masters[1..].iter_mut().for_each(Server::kill);
     let three = RetryPolicy::new().delay(MS, MS).max_attempts(3);
-    let attempt = client(&servers).lock("resource", TTL).retry(three).await;
+    let attempt = masters
+        .patient_client()
+        .lock("resource", TTL)
+        .retry(three)
+        .await;
     let Err(LockError::Unreachable(attempts)) = attempt else {
         panic!("not unreachable: {attempt:?}");
     };
     assert_eq!(attempts.attempts, 3);
-    let empty = async || servers[0].keys().is_empty();
+    let empty = async || masters[0].keys().is_empty();
     eventually_async("nothing is left of the attempts", LONG, empty).await;
 }

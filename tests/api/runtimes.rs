@@ -12,8 +12,8 @@ use futures::future::FutureExt;
 use futures::poll;
 use redis::cmd;
 use support::{
-    CAME_TO_ITS_END, Proxy, Server, comes_to_its_end, current_thread, eventually, eventually_async,
-    multi_thread, test_process, unique,
+    CAME_TO_ITS_END, LONG, Masters, Proxy, Server, Servers, comes_to_its_end, current_thread,
+    eventually, eventually_async, multi_thread, test_process, unique,
 };
 use tokio::runtime::{Builder, Handle};
 use tokio::time::sleep;
@@ -22,9 +22,6 @@ use tokio_redlock::{
     ExtendError, Handover, KeepAlive, LockError, LockGuard, LossReason, Redlock, RedlockBuilder,
     ReleaseError, RetryPolicy, RunError,
 };
-
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(20);
 
 /// Long against anything that a test does: a key that is gone was deleted.
 const TTL: Duration = Duration::from_secs(60);
@@ -35,27 +32,17 @@ const KEPT: Duration = Duration::from_secs(1);
 /// Far more than a busy machine needs for what takes a few round trips.
 const SOON: Duration = Duration::from_secs(2);
 
-fn builder(servers: &[Server]) -> RedlockBuilder {
-    Redlock::builder().masters(servers.iter().map(Server::url))
-}
-
 /// Masters that answer have so long to do it that no call fails because the machine is busy.
 fn patient(builder: RedlockBuilder) -> Redlock {
     builder.request_timeout(SOON).build().expect("valid URLs")
 }
 
-fn client(servers: &[Server]) -> Redlock {
-    patient(builder(servers))
+fn client(masters: &Masters) -> Redlock {
+    patient(masters.builder())
 }
 
-fn are_empty(servers: &[Server]) -> bool {
-    servers.iter().all(|server| server.keys().is_empty())
-}
-
-fn hold(servers: &[Server], guard: &LockGuard) -> bool {
-    let ours =
-        |server: &&Server| server.get(guard.resource()) == Some(guard.value().as_bytes().into());
-    2 * servers.iter().filter(ours).count() > servers.len()
+fn quorum_holds(masters: &[Server], guard: &LockGuard) -> bool {
+    2 * masters.holders(guard) > masters.len()
 }
 
 async fn is_taken(rival: &Redlock, resource: &str) -> bool {
@@ -76,11 +63,11 @@ async fn cycle(dlm: &Redlock) -> Result<(), String> {
 }
 
 /// Opens the connections to all masters, also to one that a busy machine made too slow for the first locks.
-async fn connect(dlm: &Redlock, servers: &[Server]) {
+async fn connect(dlm: &Redlock, masters: &[Server]) {
     eventually_async("all are connected", LONG, async || {
         cycle(dlm).await.expect("healthy masters");
         assert_eq!(dlm.shutdown(LONG).await, 0);
-        servers.iter().all(|server| server.calls("set") > 0)
+        masters.iter().all(|server| server.calls("set") > 0)
     })
     .await;
 }
@@ -113,25 +100,25 @@ impl Executor {
 }
 
 /// Has every executor poll it, with a client that has no connections yet.
-fn whoever_polls(call: impl AsyncFn(Redlock, &[Server])) {
-    let servers = Server::many::<3>();
+fn whoever_polls(call: impl AsyncFn(Redlock, &Masters)) {
+    let masters = Masters::start(3);
     for executor in [Executor::NotTokio].into_iter().chain(WITHOUT_DRIVERS) {
         println!("polled by {executor:?}");
-        executor.block_on(call(client(&servers), &servers));
+        executor.block_on(call(client(&masters), &masters));
     }
 }
 
 #[test]
 fn lock_and_release_work_whoever_polls() {
-    whoever_polls(async |dlm, servers| {
-        let (rival, resource) = (client(servers), unique("lock"));
+    whoever_polls(async |dlm, masters| {
+        let (rival, resource) = (client(masters), unique("lock"));
         let guard = dlm.lock(&resource, TTL).await.expect("it is free");
         assert!(is_taken(&rival, &resource).await);
         guard.release().await.expect("still ours");
         assert!(!is_taken(&rival, &resource).await);
 
         let guard = dlm.lock(unique("lock"), TTL).await.expect("it is free");
-        servers.iter().for_each(|server| {
+        masters.iter().for_each(|server| {
             server.del(guard.resource());
         });
         let released = guard.release().await;
@@ -141,11 +128,11 @@ fn lock_and_release_work_whoever_polls() {
 
 #[test]
 fn extend_works_whoever_polls() {
-    whoever_polls(async |dlm, servers| {
+    whoever_polls(async |dlm, masters| {
         let guard = dlm.lock(unique("lock"), TTL).await.expect("it is free");
         guard.extend(2 * TTL).await.expect("still ours");
         assert!(guard.validity() > TTL);
-        servers.iter().for_each(|server| {
+        masters.iter().for_each(|server| {
             server.set(guard.resource(), "another");
         });
         let extended = guard.extend(2 * TTL).await;
@@ -180,9 +167,9 @@ fn lost_and_run_work_whoever_polls() {
 
 #[test]
 fn with_lock_works_whoever_polls() {
-    whoever_polls(async |dlm, servers| {
+    whoever_polls(async |dlm, masters| {
         let resource = unique("lock");
-        let impatient = builder(servers).retry(RetryPolicy::once()).build();
+        let impatient = masters.builder().retry(RetryPolicy::once()).build();
         let rival = impatient.expect("valid URLs");
         let output = dlm.with_lock(&resource, TTL, async |_| {
             let second = rival.with_lock(&resource, TTL, async |_| ()).await;
@@ -190,16 +177,16 @@ fn with_lock_works_whoever_polls() {
         });
         assert!(output.await.expect("it is free"));
         assert_eq!(dlm.shutdown(LONG).await, 0);
-        assert!(are_empty(servers));
+        assert!(masters.are_empty());
     });
 }
 
 #[test]
 fn adopt_works_whoever_polls() {
-    whoever_polls(async |dlm, servers| {
+    whoever_polls(async |dlm, masters| {
         let guard = dlm.lock(unique("lock"), TTL).await.expect("it is free");
         let handover = guard.leak();
-        let guard = client(servers).adopt(handover.clone(), TTL).await;
+        let guard = client(masters).adopt(handover.clone(), TTL).await;
         guard.expect("still held").release().await.expect("ours");
         let stale = Handover::new(handover.resource, handover.value, TTL);
         assert!(dlm.adopt(stale, TTL).await.is_err());
@@ -208,7 +195,7 @@ fn adopt_works_whoever_polls() {
 
 #[test]
 fn a_lock_is_kept_alive_whoever_polls() {
-    whoever_polls(async |dlm, servers| {
+    whoever_polls(async |dlm, masters| {
         let request = dlm.lock(unique("lock"), KEPT).keep_alive(KeepAlive::new());
         let guard = request.await.expect("it is free");
         for _ in 0..2 {
@@ -218,15 +205,15 @@ fn a_lock_is_kept_alive_whoever_polls() {
                 start.elapsed() + guard.validity() > before + KEPT / 10
             });
         }
-        assert!(hold(servers, &guard));
+        assert!(quorum_holds(masters, &guard));
         guard.release().await.expect("still ours");
     });
 }
 
 #[test]
 fn a_lock_waits_for_its_turn_whoever_polls() {
-    whoever_polls(async |dlm, servers| {
-        let (rival, resource) = (client(servers), unique("lock"));
+    whoever_polls(async |dlm, masters| {
+        let (rival, resource) = (client(masters), unique("lock"));
         let holder = dlm.lock(&resource, KEPT / 2).await;
         let holder = holder.expect("it is free");
         let often = RetryPolicy::new().delay(KEPT / 100, KEPT / 50);
@@ -244,11 +231,11 @@ fn a_lock_waits_for_its_turn_whoever_polls() {
 
 #[test]
 fn hung_masters_are_given_up_whoever_polls() {
-    whoever_polls(async |_, servers| {
-        let quick = builder(servers).request_timeout(KEPT / 10);
+    whoever_polls(async |_, masters| {
+        let quick = masters.builder().request_timeout(KEPT / 10);
         let dlm = quick.build().expect("valid URLs");
         let guard = dlm.lock(unique("lock"), TTL).await.expect("it is free");
-        servers[1..].iter().for_each(Server::freeze);
+        masters[1..].iter().for_each(Server::freeze);
         let start = Instant::now();
         let locked = dlm.try_lock(unique("lock"), TTL).await;
         assert!(matches!(locked, Err(LockError::Unreachable(_))));
@@ -258,15 +245,15 @@ fn hung_masters_are_given_up_whoever_polls() {
         assert!(matches!(released, Err(ReleaseError::Unconfirmed { .. })));
         assert!(dlm.shutdown(KEPT / 10).await > 0);
         assert!(start.elapsed() < 2 * SOON, "{:?}", start.elapsed());
-        servers[1..].iter().for_each(Server::thaw);
+        masters[1..].iter().for_each(Server::thaw);
         assert_eq!(dlm.shutdown(LONG).await, 0);
-        assert!(are_empty(servers));
+        assert!(masters.are_empty());
     });
 }
 
 #[test]
 fn what_is_dropped_is_released_whoever_polls() {
-    whoever_polls(async |dlm, servers| {
+    whoever_polls(async |dlm, masters| {
         drop(dlm.lock(unique("lock"), TTL).await.expect("it is free"));
         for _ in 0..10 {
             let request = dlm.lock(unique("lock"), TTL).into_future();
@@ -276,7 +263,7 @@ fn what_is_dropped_is_released_whoever_polls() {
             }
         }
         assert_eq!(dlm.shutdown(LONG).await, 0);
-        assert!(are_empty(servers));
+        assert!(masters.are_empty());
     });
 }
 
@@ -285,12 +272,11 @@ const URLS: &str = "RUNTIMES_URLS";
 
 #[test]
 fn nothing_panics_in_a_runtime_without_drivers() {
-    let servers = Server::many::<3>();
-    let urls: Vec<String> = servers.iter().map(Server::url).collect();
+    let masters = Masters::start(3);
     let mut command = test_process(module_path!(), "child_in_runtimes_without_drivers");
-    command.env(URLS, urls.join(" "));
+    command.env(URLS, masters.urls().join(" "));
     comes_to_its_end(command);
-    assert!(are_empty(&servers));
+    assert!(masters.are_empty());
 }
 
 #[test]
@@ -330,21 +316,22 @@ fn begin<F: Future + Unpin>(mut call: F) -> F {
 
 #[test]
 fn a_call_is_finished_elsewhere_than_where_it_was_begun() {
-    let servers = Server::many::<3>();
-    let proxies = servers.each_ref().map(Proxy::start);
-    let urls = proxies.each_ref().map(Proxy::url);
-    let dlm = patient(Redlock::builder().masters(urls));
+    let masters = Masters::behind_proxies(3);
+    let dlm = client(&masters);
     let elsewhere = current_thread();
-    elsewhere.block_on(connect(&dlm, &servers));
+    elsewhere.block_on(connect(&dlm, &masters));
     // So that the answers come later than the runtime goes.
     let slow = Duration::from_millis(300);
-    proxies.iter().for_each(|proxy| proxy.delay_answers(slow));
+    masters
+        .proxies()
+        .for_each(|proxy| proxy.delay_answers(slow));
 
     let resource = unique("lock");
     let call = begin(dlm.try_lock(&resource, TTL).into_future());
     let guard = elsewhere.block_on(call).expect("it is free");
     let policy = RetryPolicy::new().max_wait(LONG);
-    let waits = client(&servers).lock(&resource, TTL).retry(policy);
+    let direct = Redlock::builder().masters(masters.iter().map(Server::url));
+    let waits = patient(direct).lock(&resource, TTL).retry(policy);
     let waits = begin(waits.into_future());
     let extends = begin(guard.extend(2 * TTL).boxed());
     elsewhere.block_on(extends).expect("still ours");
@@ -356,17 +343,15 @@ fn a_call_is_finished_elsewhere_than_where_it_was_begun() {
 
 #[test]
 fn a_runtime_that_idles_keeps_no_other_from_reconnecting() {
-    let servers = Server::many::<3>();
-    let proxies = servers.each_ref().map(Proxy::start);
-    let urls = proxies.each_ref().map(Proxy::url);
-    let dlm = patient(Redlock::builder().masters(urls));
+    let masters = Masters::behind_proxies(3);
+    let dlm = client(&masters);
     let [service, job] = [multi_thread(), current_thread()];
-    service.block_on(connect(&dlm, &servers));
+    service.block_on(connect(&dlm, &masters));
 
-    proxies[1..].iter().for_each(Proxy::refuse);
+    masters.proxies().skip(1).for_each(Proxy::refuse);
     let failed = job.block_on(dlm.try_lock(unique("lock"), TTL).into_future());
     assert!(matches!(failed, Err(LockError::Unreachable(_))));
-    proxies[1..].iter().for_each(Proxy::resume);
+    masters.proxies().skip(1).for_each(Proxy::resume);
     // From here on the job's runtime exists, and nobody runs it.
     service.block_on(eventually_async("back", 2 * SOON, async || {
         cycle(&dlm).await.is_ok()
@@ -376,13 +361,13 @@ fn a_runtime_that_idles_keeps_no_other_from_reconnecting() {
 
 #[test]
 fn a_guard_whose_runtime_has_ended_is_released_in_another_one() {
-    let servers = Server::many::<3>();
+    let masters = Masters::start(3);
     for own in [current_thread, multi_thread] {
-        let (dlm, runtime, resource) = (client(&servers), own(), unique("lock"));
+        let (dlm, runtime, resource) = (client(&masters), own(), unique("lock"));
         let request = async |resource: &str| dlm.lock(resource, TTL).await.expect("it is free");
         let guard = runtime.block_on(request(&resource));
         let deleted = runtime.block_on(request(&unique("lock")));
-        servers.iter().for_each(|server| {
+        masters.iter().for_each(|server| {
             server.del(deleted.resource());
         });
         drop(runtime);
@@ -396,7 +381,7 @@ fn a_guard_whose_runtime_has_ended_is_released_in_another_one() {
         assert!(start.elapsed() < SOON / 4, "{:?}", start.elapsed());
         assert!(!next.block_on(is_taken(&dlm, &resource)));
         assert_eq!(next.block_on(dlm.shutdown(LONG)), 0);
-        assert!(are_empty(&servers));
+        assert!(masters.are_empty());
     }
 }
 
@@ -405,13 +390,12 @@ const LATE: Duration = Duration::from_millis(600);
 
 /// Drops a guard in some way while its runtime idles and its SET is still under way to one of three masters.
 fn late_set_is_undone(drop_guard: impl FnOnce(LockGuard)) {
-    let servers = Server::many::<3>();
-    let proxy = Proxy::start(&servers[2]);
-    let urls = [servers[0].url(), servers[1].url(), proxy.url()];
-    let dlm = patient(Redlock::builder().masters(urls));
+    let masters = Masters::start(3).with_proxies([2]);
+    let proxy = masters.proxy(2);
+    let dlm = client(&masters);
     let runtime = current_thread();
     let guard = runtime.block_on(async {
-        connect(&dlm, &servers).await;
+        connect(&dlm, &masters).await;
         proxy.delay(LATE);
         let guard = dlm.lock("lock", TTL).await.expect("two are a quorum");
         // By then the SET has left, and what comes later is faster.
@@ -419,18 +403,18 @@ fn late_set_is_undone(drop_guard: impl FnOnce(LockGuard)) {
         proxy.delay(Duration::ZERO);
         guard
     });
-    let sets = servers[2].calls("set");
-    assert!(are_empty(&servers[2..]), "too late to show anything");
+    let sets = masters[2].calls("set");
+    assert!(masters[2..].are_empty(), "too late to show anything");
 
     let start = Instant::now();
     drop_guard(guard);
     assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
-    eventually("gone where it was", SOON, || are_empty(&servers[..2]));
+    eventually("gone where it was", SOON, || masters[..2].are_empty());
     // A client may also see to it that the SET is never executed.
     eventually("the SET has come, or never comes", LONG, || {
-        servers[2].calls("set") > sets || start.elapsed() > 2 * LATE
+        masters[2].calls("set") > sets || start.elapsed() > 2 * LATE
     });
-    eventually("gone where it came late", SOON, || are_empty(&servers[2..]));
+    eventually("gone where it came late", SOON, || masters[2..].are_empty());
     assert_eq!(multi_thread().block_on(dlm.shutdown(LONG)), 0);
     drop(runtime);
 }
@@ -461,8 +445,8 @@ fn a_late_set_is_undone_after_a_drop_by_a_thread_that_ends() {
 
 #[test]
 fn the_end_of_a_runtime_fails_no_call_in_another_one() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = client(&masters);
     // Each call has a runtime of its own, so whichever opens a connection ends soon.
     let threads: [_; 3] = array::from_fn(|_| {
         let dlm = dlm.clone();
@@ -480,8 +464,8 @@ fn the_end_of_a_runtime_fails_no_call_in_another_one() {
 
 #[test]
 fn guards_outlive_one_runtime_after_another() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = client(&masters);
     let mut guard = None::<LockGuard>;
     for runtime in [current_thread, multi_thread].into_iter().cycle().take(10) {
         runtime().block_on(async {
@@ -494,13 +478,13 @@ fn guards_outlive_one_runtime_after_another() {
         });
     }
     drop(guard);
-    eventually("all gone", SOON, || are_empty(&servers));
+    eventually("all gone", SOON, || masters.are_empty());
 }
 
 #[test]
 fn runtimes_that_are_run_in_turn_do_not_delay_each_other() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = client(&masters);
     let runtimes = [current_thread(), current_thread()];
     let turns: Vec<Duration> = (0..8)
         .map(|turn| {
@@ -518,8 +502,8 @@ fn runtimes_that_are_run_in_turn_do_not_delay_each_other() {
 
 #[test]
 fn a_worker_that_computes_neither_fails_nor_delays_the_others() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = client(&masters);
     let (own, (begun, begins), (over, ends)) = (dlm.clone(), mpsc::channel(), mpsc::channel());
     let worker = thread::spawn(move || {
         current_thread().block_on(async {
@@ -552,12 +536,12 @@ fn a_worker_that_computes_neither_fails_nor_delays_the_others() {
 
 #[test]
 fn a_request_is_granted_though_its_caller_computes_longer_than_it_may_take() {
-    let servers = Server::many::<3>();
+    let masters = Masters::start(3);
     let allowed = Duration::from_millis(250);
-    let dlm = builder(&servers).request_timeout(allowed).build();
+    let dlm = masters.builder().request_timeout(allowed).build();
     let dlm = dlm.expect("valid URLs");
     current_thread().block_on(async {
-        connect(&dlm, &servers).await;
+        connect(&dlm, &masters).await;
         let (mut lock, mut inspect) = (
             dlm.try_lock(unique("lock"), TTL).into_future(),
             pin!(dlm.inspect("r")),
@@ -586,19 +570,19 @@ async fn keep_alive(dlm: &Redlock) -> LockGuard {
 
 #[test]
 fn a_lock_is_kept_alive_while_its_runtime_is_not_run() {
-    let servers = Server::many::<3>();
-    let (dlm, runtime) = (client(&servers), current_thread());
+    let masters = Masters::start(3);
+    let (dlm, runtime) = (client(&masters), current_thread());
     let guard = runtime.block_on(keep_alive(&dlm));
     compute();
-    assert!(guard.is_valid() && hold(&servers, &guard));
+    assert!(guard.is_valid() && quorum_holds(&masters, &guard));
     runtime.block_on(guard.release()).expect("still ours");
-    assert!(runtime.block_on(dlm.shutdown(LONG)) == 0 && are_empty(&servers));
+    assert!(runtime.block_on(dlm.shutdown(LONG)) == 0 && masters.are_empty());
 }
 
 #[test]
 fn a_lock_is_kept_alive_while_all_threads_of_its_runtime_are_blocked() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = client(&masters);
     let worker_threads = 2;
     let runtime = multi_thread();
     runtime.block_on(async {
@@ -613,15 +597,15 @@ fn a_lock_is_kept_alive_while_all_threads_of_its_runtime_are_blocked() {
         }
         all_blocked.wait();
         compute();
-        assert!(guard.is_valid() && hold(&servers, &guard));
+        assert!(guard.is_valid() && quorum_holds(&masters, &guard));
         guard.release().await.expect("still ours");
     });
 }
 
 #[test]
 fn a_lock_kept_alive_beside_work_that_hangs_ends_with_its_longest_lifetime() {
-    let servers = Server::many::<3>();
-    let (dlm, rival) = (client(&servers), client(&servers));
+    let masters = Masters::start(3);
+    let (dlm, rival) = (client(&masters), client(&masters));
     let [runtime, other] = [current_thread(), current_thread()];
     let lifetime = 2 * KEPT;
     let start = Instant::now();
@@ -646,11 +630,11 @@ const NOT_ASKED: &str = "not asked: the runtime of this client has shut down";
 
 #[test]
 fn a_client_ends_with_the_runtime_that_it_was_given() {
-    let servers = Server::many::<3>();
+    let masters = Masters::start(3);
     for own in [current_thread(), multi_thread()] {
-        let dlm = patient(builder(&servers).runtime(own.handle().clone()));
+        let dlm = patient(masters.builder().runtime(own.handle().clone()));
         let (held, waiting) = own.block_on(async {
-            connect(&dlm, &servers).await;
+            connect(&dlm, &masters).await;
             let held = dlm.lock(unique("lock"), TTL).await.expect("it is free");
             let mut waiting = dlm.lock(held.resource(), TTL).into_future();
             assert!(poll!(&mut waiting).is_pending());
@@ -684,7 +668,7 @@ fn a_client_ends_with_the_runtime_that_it_was_given() {
             assert!(dlm.shutdown(LONG).await > 0);
             assert_eq!(dlm.shutdown(LONG).await, 0);
         });
-        servers
+        masters
             .iter()
             .for_each(|server| server.query(&cmd("FLUSHALL")));
     }
@@ -713,10 +697,10 @@ fn a_loop_of_calls_to_a_client_that_has_ended_leaves_others_their_turns() {
 
 #[test]
 fn a_runtime_without_drivers_is_an_error_for_a_client_that_is_put_on_it() {
-    let server = Server::start();
+    let masters = Masters::start(1);
     let mut bare = Builder::new_multi_thread();
     let bare = bare.worker_threads(1).build().expect("a runtime");
-    let dlm = patient(builder(&[server]).runtime(bare.handle().clone()));
+    let dlm = patient(masters.builder().runtime(bare.handle().clone()));
     for _ in 0..2 {
         let locked = current_thread().block_on(dlm.try_lock("lock", TTL).into_future());
         let error = locked.expect_err("neither sockets nor timers work");

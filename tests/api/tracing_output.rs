@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use redis::cmd;
-use support::{Logs, Proxy, Server, ask_every_thread, eventually_async, unique};
+use support::{LONG, Logs, Masters, Server, Servers, ask_every_thread, eventually_async, unique};
 use tokio::runtime::Handle;
 use tokio_redlock::{KeepAlive, LockError, Redlock, RedlockBuilder, ReleaseError, RetryPolicy};
 use tracing::Subscriber;
@@ -20,35 +20,25 @@ use tracing_subscriber::registry::LookupSpan;
 /// Longer than any test runs.
 const TTL: Duration = Duration::from_secs(120);
 
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(30);
-
 const MS: Duration = Duration::from_millis(1);
 
 const FOREIGN: &str = "foreign";
 
-fn builder(servers: &[Server]) -> RedlockBuilder {
-    // Where the test captures what is logged.
-    let builder = Redlock::builder().runtime(Handle::current());
-    let masters = servers.iter();
-    masters.fold(builder, |builder, server| builder.master(server.url()))
+/// Options of a client that runs where the test captures what is logged.
+fn builder(masters: &Masters) -> RedlockBuilder {
+    masters.builder().runtime(Handle::current())
 }
 
 /// A client that a busy machine does not make impatient.
-fn client(servers: &[Server]) -> Redlock {
-    let builder = builder(servers).request_timeout(LONG);
+fn client(masters: &Masters) -> Redlock {
+    let builder = builder(masters).request_timeout(LONG);
     builder.build().expect("valid masters")
 }
 
 /// One that soon knows of a master that it hangs.
-fn hasty_client(servers: &[Server]) -> Redlock {
-    let builder = builder(servers).request_timeout(1_000 * MS);
+fn hasty_client(masters: &Masters) -> Redlock {
+    let builder = builder(masters).request_timeout(1_000 * MS);
     builder.build().expect("valid masters")
-}
-
-async fn assert_held(servers: &[Server]) {
-    let held = async || servers.iter().all(|server| !server.keys().is_empty());
-    eventually_async("every master holds it", LONG, held).await;
 }
 
 /// The events of a level whose line contains that.
@@ -145,8 +135,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
 
 #[tokio::test]
 async fn a_lock_is_one_span_that_tells_how_it_went() {
-    let mut servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let mut masters = Masters::start(3);
+    let dlm = client(&masters);
     let resource = unique("resource");
     let (spans, _subscribed) = Spans::capture();
 
@@ -166,7 +156,7 @@ async fn a_lock_is_one_span_that_tells_how_it_went() {
     drop(dlm.lock(&resource, Duration::ZERO).await.unwrap_err());
     spans.only().assert("lock", &resource, "bad ttl");
 
-    servers[1..].iter_mut().for_each(Server::kill);
+    masters[1..].iter_mut().for_each(Server::kill);
     let other = unique("resource");
     drop(dlm.try_lock(&other, TTL).await.unwrap_err());
     spans.only().assert("lock", &other, "unreachable");
@@ -175,8 +165,8 @@ async fn a_lock_is_one_span_that_tells_how_it_went() {
 
 #[tokio::test]
 async fn an_extension_is_one_span_that_tells_how_it_went() {
-    let mut servers = Server::many::<3>();
-    let dlm = builder(&servers).request_timeout(LONG).drift_factor(0.5);
+    let mut masters = Masters::start(3);
+    let dlm = builder(&masters).request_timeout(LONG).drift_factor(0.5);
     let dlm = dlm.build().unwrap();
     let resource = unique("resource");
     let (spans, _subscribed) = Spans::capture();
@@ -191,7 +181,7 @@ async fn an_extension_is_one_span_that_tells_how_it_went() {
     spans.only().assert("extend", &resource, "bad ttl");
 
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    servers
+    masters
         .iter()
         .for_each(|server| server.set(&resource, FOREIGN));
     guard.extend(2 * TTL).await.unwrap_err();
@@ -208,15 +198,15 @@ async fn an_extension_is_one_span_that_tells_how_it_went() {
     let third = unique("resource");
     let guard = dlm.lock(&third, TTL).await.unwrap();
     spans.only().assert("lock", &third, "granted");
-    servers[1..].iter_mut().for_each(Server::kill);
+    masters[1..].iter_mut().for_each(Server::kill);
     guard.extend(2 * TTL).await.unwrap_err();
     spans.only().assert("extend", &third, "unconfirmed");
 }
 
 #[tokio::test]
 async fn a_release_is_one_span_that_tells_how_it_went() {
-    let mut servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let mut masters = Masters::start(3);
+    let dlm = client(&masters);
     let (spans, _subscribed) = Spans::capture();
     for outcome in ["released", "not held", "unconfirmed"] {
         let resource = unique("resource");
@@ -224,10 +214,10 @@ async fn a_release_is_one_span_that_tells_how_it_went() {
         spans.only().assert("lock", &resource, "granted");
         match outcome {
             "released" => {}
-            "not held" => servers
+            "not held" => masters
                 .iter()
                 .for_each(|server| server.set(&resource, FOREIGN)),
-            _ => servers[1..].iter_mut().for_each(Server::kill),
+            _ => masters[1..].iter_mut().for_each(Server::kill),
         }
         let released = guard.release().await;
         assert_eq!(released.is_ok(), outcome == "released", "{released:?}");
@@ -237,8 +227,8 @@ async fn a_release_is_one_span_that_tells_how_it_went() {
 
 #[tokio::test]
 async fn contention_is_a_debug_event_per_attempt_within_the_span() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = client(&masters);
     let resource = unique("resource");
     let logs = Logs::capture();
     let guard = dlm.lock(&resource, TTL).await.unwrap();
@@ -253,7 +243,7 @@ async fn contention_is_a_debug_event_per_attempt_within_the_span() {
     for event in events {
         assert!(event.contains(&resource), "{event}");
         assert!(event.contains("Taken"), "{event}");
-        assert!(event.contains(&servers[0].addr()), "{event}");
+        assert!(event.contains(&masters[0].addr()), "{event}");
         assert!(event.contains("refused"), "{event}");
     }
     assert!(of_level(&logs, "WARN").is_empty(), "{}", logs.text());
@@ -262,9 +252,9 @@ async fn contention_is_a_debug_event_per_attempt_within_the_span() {
 
 #[tokio::test]
 async fn a_lock_that_goes_well_says_nothing_louder_than_debug() {
-    let servers = Server::many::<3>();
+    let masters = Masters::start(3);
     let logs = Logs::capture();
-    let dlm = client(&servers);
+    let dlm = client(&masters);
     let guard = dlm.lock(unique("resource"), TTL).await.unwrap();
     guard.extend(2 * TTL).await.unwrap();
     guard.release().await.unwrap();
@@ -305,29 +295,29 @@ fn assert_failed_once(logs: &Logs, master: &Server) {
 
 #[tokio::test]
 async fn a_master_that_dies_is_warned_of_once_and_told_when_it_is_back() {
-    let mut servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let mut masters = Masters::start(3);
+    let dlm = client(&masters);
     use_often(&dlm).await;
     let logs = Logs::capture();
-    servers[0].kill();
+    masters[0].kill();
     use_often(&dlm).await;
     let warned = async || !of_level(&logs, "WARN").is_empty();
     eventually_async("it is warned of", LONG, warned).await;
     use_often(&dlm).await;
     assert!(of_level(&logs, "INFO").is_empty());
-    servers[0].restart();
+    masters[0].restart();
     answers_again(&dlm, &logs).await;
     use_often(&dlm).await;
-    assert_failed_once(&logs, &servers[0]);
+    assert_failed_once(&logs, &masters[0]);
 }
 
 #[tokio::test]
 async fn a_master_that_hangs_is_warned_of_once_and_told_when_it_is_back() {
-    let servers = Server::many::<3>();
-    let dlm = hasty_client(&servers);
+    let masters = Masters::start(3);
+    let dlm = hasty_client(&masters);
     use_often(&dlm).await;
     let logs = Logs::capture();
-    servers[0].freeze();
+    masters[0].freeze();
     let warned = async || {
         use_often(&dlm).await;
         !of_level(&logs, "WARN").is_empty()
@@ -335,40 +325,39 @@ async fn a_master_that_hangs_is_warned_of_once_and_told_when_it_is_back() {
     eventually_async("it is warned of", LONG, warned).await;
     use_often(&dlm).await;
     assert!(of_level(&logs, "INFO").is_empty());
-    servers[0].thaw();
+    masters[0].thaw();
     answers_again(&dlm, &logs).await;
     use_often(&dlm).await;
-    assert_failed_once(&logs, &servers[0]);
+    assert_failed_once(&logs, &masters[0]);
 }
 
 #[tokio::test]
 async fn a_master_that_hangs_until_its_connection_is_given_up_is_warned_of_once() {
-    let servers = Server::many::<3>();
-    let dlm = hasty_client(&servers);
+    let masters = Masters::start(3);
+    let dlm = hasty_client(&masters);
     use_often(&dlm).await;
     // The old connection comes back to life while the new one is being opened: another race each time.
     for _ in 0..4 {
         let logs = Logs::capture();
-        servers[0].freeze();
+        masters[0].freeze();
         // Longer than it is waited for a sign of life.
         let start = Instant::now();
         while start.elapsed() < 1_500 * MS {
             use_often(&dlm).await;
         }
-        servers[0].thaw();
+        masters[0].thaw();
         answers_again(&dlm, &logs).await;
         use_often(&dlm).await;
         assert_eq!(dlm.shutdown(LONG).await, 0);
-        assert_failed_once(&logs, &servers[0]);
+        assert_failed_once(&logs, &masters[0]);
     }
 }
 
 #[tokio::test]
 async fn a_master_that_is_always_too_late_is_warned_of_once() {
-    let servers = Server::many::<3>();
-    let proxy = Proxy::start(&servers[0]);
-    let others = builder(&servers[1..]).request_timeout(100 * MS);
-    let dlm = others.master(proxy.url()).build().unwrap();
+    let masters = Masters::start(3).with_proxies([0]);
+    let proxy = masters.proxy(0);
+    let dlm = builder(&masters).request_timeout(100 * MS).build().unwrap();
     use_often(&dlm).await;
     let logs = Logs::capture();
     proxy.delay_answers(150 * MS);
@@ -385,9 +374,11 @@ async fn a_master_that_is_always_too_late_is_warned_of_once() {
 
 #[tokio::test]
 async fn a_master_whose_given_connection_fails_is_warned_of_once() {
-    let mut servers = Server::many::<3>();
-    let mut given = builder(&[]).request_timeout(LONG);
-    for server in &servers {
+    let mut masters = Masters::start(3);
+    let mut given = Redlock::builder()
+        .runtime(Handle::current())
+        .request_timeout(LONG);
+    for server in &masters {
         let client = redis::Client::open(server.url()).unwrap();
         let connection = client.get_multiplexed_async_connection().await;
         given = given.connection(connection.unwrap());
@@ -395,7 +386,7 @@ async fn a_master_whose_given_connection_fails_is_warned_of_once() {
     let dlm = given.build().unwrap();
     use_often(&dlm).await;
     let logs = Logs::capture();
-    servers[0].kill();
+    masters[0].kill();
     let warned = async || {
         use_often(&dlm).await;
         !of_level(&logs, "WARN").is_empty()
@@ -409,14 +400,14 @@ async fn a_master_whose_given_connection_fails_is_warned_of_once() {
 
 #[tokio::test]
 async fn a_lock_that_was_kept_alive_and_is_lost_is_a_warning() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = client(&masters);
     let resource = unique("resource");
     let request = dlm.lock(&resource, 1_000 * MS).keep_alive(KeepAlive::new());
     let guard = request.await.unwrap();
-    assert_held(&servers).await;
+    masters.eventually_hold(&guard).await;
     let logs = Logs::capture();
-    assert!(servers.iter().all(|server| server.del(&resource)));
+    assert!(masters.iter().all(|server| server.del(&resource)));
     guard.lost().await;
     let warned = async || !lines(&logs, "WARN", "kept alive is lost").is_empty();
     eventually_async("it is warned of", LONG, warned).await;
@@ -429,31 +420,31 @@ async fn a_lock_that_was_kept_alive_and_is_lost_is_a_warning() {
 
 #[tokio::test]
 async fn every_failure_of_a_master_is_warned_of() {
-    let mut servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let mut masters = Masters::start(3);
+    let dlm = client(&masters);
     use_often(&dlm).await;
     for _ in 0..2 {
         let logs = Logs::capture();
-        servers[2].kill();
+        masters[2].kill();
         let warned = async || {
             use_often(&dlm).await;
             !of_level(&logs, "WARN").is_empty()
         };
         eventually_async("it is warned of", LONG, warned).await;
-        servers[2].restart();
+        masters[2].restart();
         answers_again(&dlm, &logs).await;
-        assert_failed_once(&logs, &servers[2]);
+        assert_failed_once(&logs, &masters[2]);
     }
 }
 
 /// Such a master refuses to set keys, and answers everything else.
 #[tokio::test]
 async fn a_master_that_only_reads_is_warned_of_once() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = client(&masters);
     use_often(&dlm).await;
     let logs = Logs::capture();
-    servers[0].query::<()>(cmd("REPLICAOF").arg(&["127.0.0.1", "1"]));
+    masters[0].query::<()>(cmd("REPLICAOF").arg(&["127.0.0.1", "1"]));
     use_often(&dlm).await;
     assert_eq!(dlm.shutdown(LONG).await, 0);
     let warnings = of_level(&logs, "WARN");
@@ -465,11 +456,11 @@ async fn a_master_that_only_reads_is_warned_of_once() {
 /// A user that may set keys and run no script, so that releases fail.
 #[tokio::test]
 async fn a_master_that_forbids_scripts_is_warned_of_once() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = client(&masters);
     use_often(&dlm).await;
     let logs = Logs::capture();
-    servers[0].query::<()>(cmd("ACL").arg(&["SETUSER", "default", "-evalsha", "-eval"]));
+    masters[0].query::<()>(cmd("ACL").arg(&["SETUSER", "default", "-evalsha", "-eval"]));
     use_often(&dlm).await;
     let warnings = lines(&logs, "WARN", "master fails");
     assert_eq!(warnings.len(), 1, "{warnings:#?}");
@@ -478,13 +469,13 @@ async fn a_master_that_forbids_scripts_is_warned_of_once() {
 
 #[tokio::test]
 async fn a_background_release_that_no_master_confirmed_in_time_is_warned_of() {
-    let mut servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let mut masters = Masters::start(3);
+    let dlm = client(&masters);
     let resource = unique("resource");
     let guard = dlm.lock(&resource, Duration::from_secs(2)).await.unwrap();
-    assert_held(&servers).await;
+    masters.eventually_hold(&guard).await;
     let logs = Logs::capture();
-    servers[0].kill();
+    masters[0].kill();
     drop(guard);
     let unconfirmed = || lines(&logs, "WARN", "could not be confirmed");
     let warned = async || !unconfirmed().is_empty();
@@ -497,29 +488,29 @@ async fn a_background_release_that_no_master_confirmed_in_time_is_warned_of() {
 
 #[tokio::test]
 async fn a_background_release_that_a_master_confirmed_late_is_not_warned_of() {
-    let servers = Server::many::<3>();
-    let dlm = builder(&servers).build().unwrap();
+    let masters = Masters::start(3);
+    let dlm = builder(&masters).build().unwrap();
     let guard = dlm.lock(unique("resource"), TTL).await.unwrap();
-    assert_held(&servers).await;
+    masters.eventually_hold(&guard).await;
     let logs = Logs::capture();
-    servers[0].freeze();
+    masters[0].freeze();
     drop(guard);
     assert_eq!(dlm.shutdown(600 * MS).await, 1);
-    servers[0].thaw();
+    masters[0].thaw();
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    assert!(servers[0].keys().is_empty());
+    assert!(masters[0].keys().is_empty());
     let text = logs.text();
     assert!(!text.contains("could not be confirmed"), "{text}");
 }
 
 #[tokio::test]
 async fn a_release_that_was_waited_for_goes_on_in_the_background_and_warns_too() {
-    let mut servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let mut masters = Masters::start(3);
+    let dlm = client(&masters);
     let guard = dlm.lock("resource", Duration::from_secs(2)).await.unwrap();
-    assert_held(&servers).await;
+    masters.eventually_hold(&guard).await;
     let logs = Logs::capture();
-    servers[1..].iter_mut().for_each(Server::kill);
+    masters[1..].iter_mut().for_each(Server::kill);
     let released = guard.release().await;
     assert!(
         matches!(released, Err(ReleaseError::Unconfirmed { .. })),

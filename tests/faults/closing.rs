@@ -1,30 +1,22 @@
 //! Connections that the client closes at a master, and those that it must not or may not close.
 
-use std::io;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use redis::{Client, Connection, RedisResult, cmd};
-use support::{Server, eventually, eventually_async, unique};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::oneshot;
+use support::{Detour, Held, LONG, Server, eventually, eventually_async, unique};
 use tokio_redlock::{LockError, Redlock};
 
 /// Long against anything that a test does: a key that is gone was deleted.
 const TTL: Duration = Duration::from_secs(60);
-
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(20);
 
 /// As long as a key that comes late may stay.
 const FEW_SECONDS: Duration = Duration::from_secs(10);
 
 fn client(url: &str) -> Redlock {
     // Patient with a master that is well on a machine that is not.
-    let builder = Redlock::builder().master(url).request_timeout(LONG / 10);
+    let patience = Duration::from_secs(2);
+    let builder = Redlock::builder().master(url).request_timeout(patience);
     builder.build().expect("a valid URL")
 }
 
@@ -91,114 +83,30 @@ async fn a_stranger_that_has_the_id_of_our_connection_after_a_restart_is_not_clo
     }
 }
 
-/// A way to a server that holds back the first request about a resource, and cuts the client off at that moment. The
-/// server does not notice.
-struct Detour {
-    url: String,
-    resource: String,
-    held: oneshot::Receiver<Held>,
+/// A resource, and a way to the server that loses the connection with the first request about it.
+fn detour(server: &Server) -> (Detour, String) {
+    let resource = unique("late");
+    let detour = Detour::over_socket(server, &resource);
+    (detour.expect("it can listen"), resource)
 }
 
-/// What is still under way to the server on a connection that is at its end for the client.
-struct Held {
-    server: UnixStream,
-    request: Vec<u8>,
-}
-
-impl Detour {
-    fn start(server: &Server) -> io::Result<Self> {
-        let resource = unique("late");
-        let target = server.socket_path();
-        let path = target.with_file_name("detour");
-        let listener = UnixListener::bind(&path)?;
-        let (hold, held) = oneshot::channel();
-        let hold = Arc::new(Mutex::new(Some(hold)));
-        tokio::spawn(accept(listener, target, resource.clone(), hold));
-        Ok(Self {
-            url: format!("unix://{}", path.display()),
-            resource,
-            held,
-        })
-    }
-
-    /// Asks for the lock, and loses the connection with the SET. The client undoes the SET over another connection.
-    async fn lose_a_set(self, dlm: &Redlock) -> Held {
-        let attempt = dlm.try_lock(&self.resource, TTL).await;
-        assert!(
-            matches!(attempt, Err(LockError::Unreachable(_))),
-            "{attempt:?}"
-        );
-        self.held.await.expect("the SET was sent")
-    }
-}
-
-type Hold = Arc<Mutex<Option<oneshot::Sender<Held>>>>;
-
-async fn accept(
-    listener: UnixListener,
-    target: PathBuf,
-    pattern: String,
-    hold: Hold,
-) -> io::Result<()> {
-    loop {
-        let (client, _) = listener.accept().await?;
-        let server = UnixStream::connect(&target).await?;
-        let (pattern, hold) = (pattern.clone(), Arc::clone(&hold));
-        tokio::spawn(relay(client, server, pattern, hold));
-    }
-}
-
-async fn relay(
-    mut client: UnixStream,
-    mut server: UnixStream,
-    pattern: String,
-    hold: Hold,
-) -> io::Result<()> {
-    let (mut requests, mut answers) = (vec![0; 1 << 16], vec![0; 1 << 16]);
-    loop {
-        tokio::select! {
-            length = client.read(&mut requests) => {
-                let request = &requests[..length?];
-                if request.is_empty() {
-                    return Ok(());
-                }
-                let mut windows = request.windows(pattern.len());
-                if windows.any(|window| window == pattern.as_bytes())
-                    && let Some(hold) = hold.lock().expect("nobody panics").take()
-                {
-                    let _ = hold.send(Held { server, request: request.to_vec() });
-                    return Ok(());
-                }
-                server.write_all(request).await?;
-            }
-            length = server.read(&mut answers) => {
-                let answer = &answers[..length?];
-                if answer.is_empty() {
-                    return Ok(());
-                }
-                client.write_all(answer).await?;
-            }
-        }
-    }
-}
-
-impl Held {
-    /// Lets the request arrive, and waits until the server has done with the connection.
-    async fn deliver(mut self) {
-        // Fails where the server has closed the connection.
-        let _ = self.server.write_all(&self.request).await;
-        let _ = self.server.shutdown().await;
-        let _ = self.server.read_to_end(&mut Vec::new()).await;
-    }
+/// Asks for the lock, and loses the connection with the SET. The client undoes the SET over another connection.
+async fn lose_a_set(detour: Detour, dlm: &Redlock, resource: &str) -> Held {
+    let attempt = dlm.try_lock(resource, TTL).await;
+    assert!(
+        matches!(attempt, Err(LockError::Unreachable(_))),
+        "{attempt:?}"
+    );
+    detour.held().await
 }
 
 #[tokio::test]
 async fn a_predecessor_that_is_still_open_is_closed_over_a_socket_too() {
     let server = Server::start();
-    let detour = Detour::start(&server).unwrap();
-    let (dlm, resource) = (client(&detour.url), detour.resource.clone());
+    let (detour, resource) = detour(&server);
+    let dlm = client(&detour.url());
     lock_and_release(&dlm).await;
-    let held = detour.lose_a_set(&dlm).await;
+    let held = lose_a_set(detour, &dlm, &resource).await;
     assert_eq!(dlm.shutdown(LONG).await, 0);
     let sets = server.calls("set");
     held.deliver().await;
@@ -224,10 +132,10 @@ async fn is_deleted_again(server: &Server, dlm: &Redlock, resource: &str, held: 
 async fn a_late_set_is_deleted_again_where_the_client_may_not_close_connections() {
     let user = ["default", "on", "nopass", "~*", "&*", "+@all"];
     let server = Server::start_with(&[&["--user"], &user[..], &["-client|kill"]].concat());
-    let detour = Detour::start(&server).unwrap();
-    let (dlm, resource) = (client(&detour.url), detour.resource.clone());
+    let (detour, resource) = detour(&server);
+    let dlm = client(&detour.url());
     lock_and_release(&dlm).await;
-    let held = detour.lose_a_set(&dlm).await;
+    let held = lose_a_set(detour, &dlm, &resource).await;
     is_deleted_again(&server, &dlm, &resource, held).await;
 }
 
@@ -261,11 +169,11 @@ impl Spinning {
 #[tokio::test]
 async fn a_late_set_is_deleted_again_where_the_master_was_too_busy_to_close_connections() {
     let server = Server::start_with(&["--lua-time-limit", "5"]);
-    let detour = Detour::start(&server).unwrap();
-    let (dlm, resource) = (client(&detour.url), detour.resource.clone());
+    let (detour, resource) = detour(&server);
+    let dlm = client(&detour.url());
     lock_and_release(&dlm).await;
     let spinning = Spinning::start(&server);
-    let held = detour.lose_a_set(&dlm).await;
+    let held = lose_a_set(detour, &dlm, &resource).await;
     // The next connection is in use when it is answered BUSY. So the master has refused to close the old one.
     eventually_async("the next connection", LONG, async || {
         format!("{:?}", dlm.inspect(&resource).await).contains("BUSY")

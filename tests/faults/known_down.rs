@@ -5,15 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use support::{Proxy, Server, eventually_async, unique};
+use support::{LONG, Masters, Proxy, Servers, eventually_async, unique};
 use tokio::time::sleep;
 use tokio_redlock::{ExtendError, LockError, LockGuard, MasterError, Redlock, Vote};
 
 /// So long that no key and no lock ends by itself while a test runs.
 const TTL: Duration = Duration::from_secs(60);
-
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(20);
 
 /// How long each loop goes on while the quorum is down.
 const LOOPING: Duration = Duration::from_millis(500);
@@ -40,10 +37,9 @@ enum Operation {
     Extend,
 }
 
-/// Three masters, two of which can go away.
-struct Masters {
-    servers: [Server; 3],
-    proxies: [Proxy; 2],
+/// A client of three masters, two of which are away.
+struct Client {
+    masters: Masters,
     dlm: Redlock,
     /// A lock that every master holds.
     guard: LockGuard,
@@ -51,38 +47,31 @@ struct Masters {
     resource: String,
 }
 
-impl Masters {
-    /// Makes two of them unreachable, and waits until the client knows.
-    async fn known_to_be_down(fault: Fault) -> Self {
-        let servers = Server::many::<3>();
-        let proxies = [Proxy::start(&servers[1]), Proxy::start(&servers[2])];
-        let [one, other] = proxies.each_ref().map(Proxy::url);
-        let dlm = Redlock::new([servers[0].url(), one, other]).expect("valid URLs");
+impl Client {
+    /// Makes two masters unreachable, and waits until the client knows.
+    async fn that_knows_of(fault: Fault) -> Self {
+        let masters = Masters::start(3).with_proxies([1, 2]);
+        let dlm = masters.client();
         let guard = dlm.lock(unique("held"), TTL).await.expect("it is free");
-        eventually_async("held everywhere", LONG, async || {
-            let mut keys = servers.iter().map(|server| server.get(guard.resource()));
-            keys.all(|key| key.is_some())
-        })
-        .await;
-        for proxy in &proxies {
+        masters.eventually_hold(&guard).await;
+        for proxy in masters.proxies() {
             match fault {
                 Fault::Refused => proxy.refuse(),
                 Fault::Hung => proxy.hang(),
             }
         }
-        let masters = Self {
-            servers,
-            proxies,
+        let client = Self {
+            masters,
             dlm,
             guard,
             resource: unique("lock"),
         };
-        let known = async || masters.are_known_to_be_down().await;
-        eventually_async("the client knows", LONG, known).await;
-        masters
+        let knows = async || client.knows().await;
+        eventually_async("the client knows", LONG, knows).await;
+        client
     }
 
-    async fn are_known_to_be_down(&self) -> bool {
+    async fn knows(&self) -> bool {
         let attempt = self.dlm.try_lock(&self.resource, TTL).await;
         let Err(LockError::Unreachable(attempts)) = attempt else {
             panic!("{attempt:?}");
@@ -95,10 +84,6 @@ impl Masters {
             matches!(error, MasterError::Connect(_) | MasterError::Hung(_))
         });
         down.count() == 2
-    }
-
-    fn come_back(&self) {
-        self.proxies.iter().for_each(Proxy::resume);
     }
 
     /// Returns whether it succeeded. The masters that are down are the only reason for a failure.
@@ -117,7 +102,7 @@ impl Masters {
         }
     }
 
-    /// LockFailure it for a while without a pause. Every attempt fails.
+    /// Attempts it for a while without a pause. Every attempt fails.
     async fn attempt_in_a_loop(&self, operation: Operation) {
         let start = Instant::now();
         let mut attempts = 0;
@@ -133,7 +118,7 @@ impl Masters {
         let mut last = (0, Instant::now());
         eventually_async("no more requests come", LONG, async || {
             let commands = ["set", "evalsha", "eval"].iter();
-            let requests = commands.map(|command| self.servers[0].calls(command)).sum();
+            let requests = commands.map(|command| self.masters[0].calls(command)).sum();
             if last.0 != requests {
                 last = (requests, Instant::now());
             }
@@ -146,10 +131,10 @@ impl Masters {
 
 async fn other_tasks_get_turns(operation: Operation) {
     for fault in FAULTS {
-        let masters = Masters::known_to_be_down(fault).await;
+        let client = Client::that_knows_of(fault).await;
         let ticks = Arc::new(AtomicU64::new(0));
         let ticking = tokio::spawn(tick(Arc::clone(&ticks)));
-        masters.attempt_in_a_loop(operation).await;
+        client.attempt_in_a_loop(operation).await;
         let ticks = ticks.load(Ordering::Relaxed);
         ticking.abort();
         assert!(ticks >= 20, "{ticks} ticks in {LOOPING:?}, {fault:?}");
@@ -175,19 +160,17 @@ async fn other_tasks_get_turns_beside_a_loop_of_extend() {
 
 async fn masters_that_are_back_are_noticed(operation: Operation) {
     for fault in FAULTS {
-        let masters = Masters::known_to_be_down(fault).await;
-        masters.attempt_in_a_loop(operation).await;
-        masters.come_back();
+        let client = Client::that_knows_of(fault).await;
+        client.attempt_in_a_loop(operation).await;
+        client.masters.proxies().for_each(Proxy::resume);
         let back = Instant::now();
-        while !masters.attempt(operation).await {
+        while !client.attempt(operation).await {
             assert!(back.elapsed() < SOON, "not noticed, {fault:?}");
         }
         // The lock that was held all the time is not lost, and nothing else is left.
-        masters.guard.release().await.expect("still ours");
-        assert_eq!(masters.dlm.shutdown(LONG).await, 0);
-        for server in &masters.servers {
-            assert_eq!(server.keys(), [""; 0]);
-        }
+        client.guard.release().await.expect("still ours");
+        assert_eq!(client.dlm.shutdown(LONG).await, 0);
+        assert!(client.masters.are_empty());
     }
 }
 
@@ -204,10 +187,10 @@ async fn masters_that_are_back_are_noticed_by_a_loop_of_extend() {
 /// A request that cannot win a quorum would have to be undone, in each turn of the loop.
 async fn nothing_is_sent(operation: Operation) {
     for fault in FAULTS {
-        let masters = Masters::known_to_be_down(fault).await;
-        let before = masters.requests().await;
-        masters.attempt_in_a_loop(operation).await;
-        let sent = masters.requests().await - before;
+        let client = Client::that_knows_of(fault).await;
+        let before = client.requests().await;
+        client.attempt_in_a_loop(operation).await;
+        let sent = client.requests().await - before;
         assert_eq!(sent, 0, "requests to the healthy master, {fault:?}");
     }
 }
@@ -235,9 +218,9 @@ mod memory {
 
     async fn does_not_grow(operation: Operation) {
         for fault in FAULTS {
-            let masters = Masters::known_to_be_down(fault).await;
+            let client = Client::that_knows_of(fault).await;
             let before = resident();
-            masters.attempt_in_a_loop(operation).await;
+            client.attempt_in_a_loop(operation).await;
             let grown = resident().saturating_sub(before);
             assert!(grown < LITTLE, "{} MB more, {fault:?}", grown >> 20);
         }

@@ -4,8 +4,8 @@ use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use futures::join;
-use redis::{Client, cmd};
-use support::{Proxy, Server, Upstream, eventually_async, unique};
+use redis::cmd;
+use support::{LONG, Masters, Proxy, Server, Servers, Upstream, eventually_async, unique};
 use tokio::runtime::Runtime;
 use tokio::time::sleep;
 use tokio_redlock::{LockError, LockGuard, Redlock, RetryPolicy};
@@ -13,19 +13,15 @@ use tokio_redlock::{LockError, LockGuard, Redlock, RetryPolicy};
 /// So long that no key goes by itself while a test runs.
 const TTL: Duration = Duration::from_secs(60);
 
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(20);
-
 /// How soon after its return a master has a vote again.
 const SOON: Duration = Duration::from_millis(500);
 
-/// Patient with masters that are well on a machine that is not.
-fn client(urls: impl IntoIterator<Item = String>) -> Redlock {
-    let builder = Redlock::builder().request_timeout(LONG / 10);
-    let builder = urls
-        .into_iter()
-        .fold(builder, |builder, url| builder.master(url));
-    builder.build().expect("different masters")
+/// For masters that are well on a machine that is not.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+fn client(masters: &Masters) -> Redlock {
+    let builder = masters.builder().request_timeout(PATIENCE);
+    builder.build().expect("valid masters")
 }
 
 /// How a master goes away and comes back.
@@ -47,48 +43,48 @@ impl Fault {
     }
 }
 
-/// Three masters, the last of which goes away and comes back.
-struct Masters {
-    servers: [Server; 3],
-    proxy: Proxy,
+/// A client of three masters, the last of which goes away and comes back.
+struct Client {
+    masters: Masters,
     fault: Fault,
     dlm: Redlock,
 }
 
-impl Masters {
+impl Client {
     fn start(fault: Fault) -> Self {
-        let servers = Server::many();
-        let proxy = Proxy::start(&servers[2]);
-        let mut urls = servers.each_ref().map(Server::url);
+        let mut masters = Masters::start(3);
         if fault.is_in_the_network() {
-            urls[2] = proxy.url();
+            masters = masters.with_proxies([2]);
         }
-        let dlm = client(urls);
         Self {
-            servers,
-            proxy,
+            dlm: client(&masters),
+            masters,
             fault,
-            dlm,
         }
     }
 
-    fn leave(&mut self) {
+    /// The network to the third.
+    fn network(&self) -> &Proxy {
+        self.masters.proxy(2)
+    }
+
+    fn third_leaves(&mut self) {
         match self.fault {
-            Fault::Killed => self.servers[2].kill(),
-            Fault::Frozen => self.servers[2].freeze(),
-            Fault::Hung => self.proxy.hang(),
+            Fault::Killed => self.masters[2].kill(),
+            Fault::Frozen => self.masters[2].freeze(),
+            Fault::Hung => self.network().hang(),
             // Whatever is sent from now on would come in an hour, and whatever is sent after it on the same
             // connection as well.
-            Fault::Lost => self.proxy.delay(Duration::from_secs(3600)),
-            Fault::Refused => self.proxy.refuse(),
+            Fault::Lost => self.network().delay(Duration::from_secs(3600)),
+            Fault::Refused => self.network().refuse(),
         }
     }
 
-    fn come_back(&mut self) {
+    fn third_comes_back(&mut self) {
         match self.fault {
-            Fault::Killed => self.servers[2].restart(),
-            Fault::Frozen => self.servers[2].thaw(),
-            Fault::Hung | Fault::Lost | Fault::Refused => self.proxy.resume(),
+            Fault::Killed => self.masters[2].restart(),
+            Fault::Frozen => self.masters[2].thaw(),
+            Fault::Hung | Fault::Lost | Fault::Refused => self.network().resume(),
         }
     }
 
@@ -108,7 +104,7 @@ impl Masters {
         let resource = unique("vote");
         let guard = self.dlm.try_lock(&resource, TTL).await;
         let guard = guard.expect("two masters are well");
-        self.servers[2].get(&resource).as_deref() == Some(guard.value().as_bytes())
+        self.masters[2].get(&resource).as_deref() == Some(guard.value().as_bytes())
     }
 
     async fn third_votes_within(&self, within: Duration) {
@@ -117,9 +113,7 @@ impl Masters {
 
     async fn nothing_is_left(&self) {
         assert_eq!(self.dlm.shutdown(LONG).await, 0);
-        for server in &self.servers {
-            assert_eq!(server.keys(), [""; 0]);
-        }
+        assert!(self.masters.are_empty());
     }
 }
 
@@ -144,65 +138,65 @@ async fn a_master_votes_again_soon_after_a_partition_that_refused_everything() {
 }
 
 async fn votes_again_soon(fault: Fault) {
-    let mut masters = Masters::start(fault);
+    let mut client = Client::start(fault);
     for traffic in [true, false, true] {
-        masters.third_votes_within(LONG).await;
-        masters.leave();
+        client.third_votes_within(LONG).await;
+        client.third_leaves();
         if traffic {
-            masters.traffic().await;
+            client.traffic().await;
         }
         if fault.is_in_the_network() {
-            assert!(!masters.third_votes().await, "it is away");
+            assert!(!client.third_votes().await, "it is away");
         }
-        masters.come_back();
-        masters.third_votes_within(SOON).await;
+        client.third_comes_back();
+        client.third_votes_within(SOON).await;
     }
-    masters.nothing_is_left().await;
+    client.nothing_is_left().await;
 }
 
 #[tokio::test]
 async fn a_master_votes_again_soon_after_a_long_partition_that_lost_everything() {
-    let mut masters = Masters::start(Fault::Lost);
-    masters.third_votes_within(LONG).await;
-    masters.leave();
+    let mut client = Client::start(Fault::Lost);
+    client.third_votes_within(LONG).await;
+    client.third_leaves();
     // So many that they have become rare.
-    let attempts = masters.proxy.connects() + 7;
-    let tried = async || !masters.third_votes().await && masters.proxy.connects() == attempts;
+    let attempts = client.network().connects() + 7;
+    let tried = async || !client.third_votes().await && client.network().connects() == attempts;
     eventually_async("a new attempt to connect", LONG, tried).await;
     // What the attempt begins with is lost, so only the next one can succeed.
     sleep(Duration::from_millis(20)).await;
-    masters.come_back();
-    masters.third_votes_within(SOON).await;
+    client.third_comes_back();
+    client.third_votes_within(SOON).await;
 }
 
 #[tokio::test]
 async fn a_master_that_is_down_at_the_start_joins_when_it_comes_up() {
-    let mut masters = Masters::start(Fault::Killed);
-    masters.leave();
-    masters.traffic().await;
-    masters.come_back();
-    masters.third_votes_within(SOON).await;
-    masters.nothing_is_left().await;
+    let mut client = Client::start(Fault::Killed);
+    client.third_leaves();
+    client.traffic().await;
+    client.third_comes_back();
+    client.third_votes_within(SOON).await;
+    client.nothing_is_left().await;
 }
 
 #[tokio::test]
 async fn a_lost_master_is_forgotten_when_nobody_asks_and_back_at_the_first_request() {
-    let mut server = Server::start();
-    let proxy = Proxy::start(&server);
-    let dlm = client([proxy.url()]);
-    server.kill();
+    let mut masters = Masters::behind_proxies(1);
+    let dlm = client(&masters);
+    masters[0].kill();
     let result = dlm.try_lock(unique("resource"), TTL).await;
     assert!(matches!(result, Err(LockError::Unreachable(_))));
 
     let mut last = (0, Instant::now());
     let quiet = async || {
-        if last.0 != proxy.connects() {
-            last = (proxy.connects(), Instant::now());
+        let connects = masters.proxy(0).connects();
+        if last.0 != connects {
+            last = (connects, Instant::now());
         }
         last.1.elapsed() > Duration::from_secs(2)
     };
     eventually_async("nothing is tried any more", LONG, quiet).await;
-    server.restart();
+    masters[0].restart();
     let guard = dlm.try_lock(unique("resource"), TTL).await;
     guard.expect("the first attempt").release().await.unwrap();
 }
@@ -225,11 +219,12 @@ async fn work_soon(dlm: &Redlock) {
 
 #[tokio::test]
 async fn scripts_survive_a_restart_and_a_flush() {
-    let mut server = Server::start();
-    let dlm = client([server.url()]);
+    let mut masters = Masters::start(1);
+    let dlm = client(&masters);
     all_work(&dlm).await;
-    server.restart();
+    masters[0].restart();
     work_soon(&dlm).await;
+    let server = &masters[0];
 
     let flush = || server.query::<()>(cmd("SCRIPT").arg("FLUSH"));
     let resource = unique("resource");
@@ -251,44 +246,43 @@ async fn scripts_survive_a_restart_and_a_flush() {
 
 #[tokio::test]
 async fn connections_that_the_masters_cut_while_idle_cost_no_attempt() {
-    let servers = Server::many::<5>();
-    let dlm = client(servers.each_ref().map(Server::url));
-    drop(locked_on_all(&dlm, &servers).await);
+    let masters = Masters::start(5);
+    let dlm = client(&masters);
+    drop(locked_on_all(&dlm, &masters).await);
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    for server in &servers {
+    for server in &masters {
         server.query::<()>(cmd("CONFIG").arg(&["SET", "timeout", "1"]));
     }
-    let all_cut = async || servers.iter().all(|server| server.connected_clients() == 0);
+    let all_cut = async || masters.iter().all(|server| server.connected_clients() == 0);
     eventually_async("all are cut", LONG, all_cut).await;
     // The client sees that when its runtime next looks at the sockets.
     sleep(Duration::from_millis(10)).await;
-    locked_on_all(&dlm, &servers).await.release().await.unwrap();
+    locked_on_all(&dlm, &masters).await.release().await.unwrap();
 }
 
 /// Locks at the first attempt, and waits until every master holds the key.
-async fn locked_on_all(dlm: &Redlock, servers: &[Server]) -> LockGuard {
+async fn locked_on_all(dlm: &Redlock, masters: &[Server]) -> LockGuard {
     let resource = unique("resource");
     let guard = dlm.try_lock(&resource, TTL).await.expect("granted");
-    let held = async || servers.iter().all(|server| server.get(&resource).is_some());
-    eventually_async("held by all", LONG, held).await;
+    masters.eventually_hold(&guard).await;
     guard
 }
 
 #[tokio::test]
 async fn connections_that_are_killed_under_a_request_cost_a_few_retries_at_most() {
-    let servers = Server::many::<5>();
-    let dlm = client(servers.each_ref().map(Server::url));
+    let masters = Masters::start(5);
+    let dlm = client(&masters);
     for _ in 0..10 {
-        drop(locked_on_all(&dlm, &servers).await);
+        drop(locked_on_all(&dlm, &masters).await);
         // From here on nothing runs before the requests are on their way, so the client cannot know yet.
-        servers.iter().for_each(Server::kill_clients);
+        masters.iter().for_each(Server::kill_clients);
         let request = dlm.lock(unique("resource"), TTL);
         let guard = request.retry(RetryPolicy::new().max_attempts(5)).await;
         guard.expect("granted").release().await.expect("ours");
         assert_eq!(dlm.shutdown(LONG).await, 0);
     }
-    for server in &servers {
-        assert_eq!(server.keys(), [""; 0]);
+    assert!(masters.are_empty());
+    for server in &masters {
         one_is_connected(server).await;
     }
 }
@@ -300,62 +294,46 @@ async fn one_is_connected(server: &Server) {
 
 #[tokio::test]
 async fn a_port_that_accepts_and_closes_is_not_hammered() {
-    let mut masters = Proxied::start();
-    masters.servers[2].kill();
-    masters.count_connects(4..=100).await;
+    let mut masters = Masters::behind_proxies(3);
+    masters[2].kill();
+    count_connects(&masters, 4..=100).await;
 }
 
 #[tokio::test]
 async fn a_port_that_accepts_and_hangs_is_not_hammered() {
-    let masters = Proxied::start();
-    masters.proxies[2].hang();
-    masters.count_connects(2..=100).await;
+    let masters = Masters::behind_proxies(3);
+    masters.proxy(2).hang();
+    count_connects(&masters, 2..=100).await;
 }
 
 #[tokio::test]
 async fn a_master_that_works_is_connected_to_once() {
-    let masters = Proxied::start();
-    masters.count_connects(1..=1).await;
+    count_connects(&Masters::behind_proxies(3), 1..=1).await;
 }
 
-/// Three masters whose connections are counted.
-struct Proxied {
-    servers: [Server; 3],
-    proxies: [Proxy; 3],
-}
-
-impl Proxied {
-    fn start() -> Self {
-        let servers = Server::many();
-        let proxies = servers.each_ref().map(Proxy::start);
-        Self { servers, proxies }
-    }
-
-    /// The third is connected to so often in two seconds of locking by several tasks, and the others once.
-    async fn count_connects(&self, third: RangeInclusive<usize>) {
-        let dlm = client(self.proxies.each_ref().map(Proxy::url));
-        let start = Instant::now();
-        let lock = async || {
-            while start.elapsed() < Duration::from_secs(2) {
-                let guard = dlm.try_lock(unique("resource"), TTL).await;
-                drop(guard.expect("two masters are well"));
-            }
-        };
-        join!(lock(), lock(), lock(), lock());
-        let [first, second, last] = self.proxies.each_ref().map(Proxy::connects);
-        assert_eq!((first, second), (1, 1));
-        assert!(third.contains(&last), "{last} connects");
-    }
+/// The third of three masters is connected to so often in two seconds of locking by several tasks, and the others once.
+async fn count_connects(masters: &Masters, third: RangeInclusive<usize>) {
+    let dlm = client(masters);
+    let start = Instant::now();
+    let lock = async || {
+        while start.elapsed() < Duration::from_secs(2) {
+            let guard = dlm.try_lock(unique("resource"), TTL).await;
+            drop(guard.expect("two masters are well"));
+        }
+    };
+    join!(lock(), lock(), lock(), lock());
+    let [first, second, last] = [0, 1, 2].map(|place| masters.proxy(place).connects());
+    assert_eq!((first, second), (1, 1));
+    assert!(third.contains(&last), "{last} connects");
 }
 
 #[tokio::test]
 async fn a_new_connection_ends_its_predecessor_at_the_master() {
-    let server = Server::start();
-    let proxy = Proxy::start(&server);
-    let dlm = client([proxy.url()]);
-    lose_an_answer(&dlm, &server, &proxy).await;
-    one_is_connected(&server).await;
-    assert_eq!(server.calls("client|kill"), 1);
+    let masters = Masters::behind_proxies(1);
+    let dlm = client(&masters);
+    lose_an_answer(&dlm, &masters[0], masters.proxy(0)).await;
+    one_is_connected(&masters[0]).await;
+    assert_eq!(masters.calls("client|kill"), 1);
     all_work(&dlm).await;
 }
 
@@ -367,11 +345,15 @@ async fn masters_that_forbid_to_kill_connections_are_used_all_the_same() {
     let mut server = Server::start_with(&user);
     let proxy = Proxy::start(&server);
     let url = format!("redis://locker:secret@{}", proxy.addr());
-    let mut connection = Client::open(&*url).unwrap().get_connection().unwrap();
+    let mut connection = redis::Client::open(&*url)
+        .unwrap()
+        .get_connection()
+        .unwrap();
     assert!(cmd("CLIENT").arg("INFO").exec(&mut connection).is_err());
     drop(connection);
 
-    let dlm = client([url]);
+    let builder = Redlock::builder().master(url).request_timeout(PATIENCE);
+    let dlm = builder.build().expect("a valid URL");
     all_work(&dlm).await;
     lose_an_answer(&dlm, &server, &proxy).await;
     all_work(&dlm).await;
@@ -398,15 +380,15 @@ async fn lose_an_answer(dlm: &Redlock, server: &Server, proxy: &Proxy) {
 #[tokio::test]
 async fn one_connection_is_left_after_a_hang() {
     for fault in [Fault::Frozen, Fault::Hung] {
-        let mut masters = Masters::start(fault);
-        masters.third_votes_within(LONG).await;
-        masters.leave();
-        masters.traffic().await;
-        masters.come_back();
-        masters.third_votes_within(SOON).await;
-        one_is_connected(&masters.servers[2]).await;
-        masters.nothing_is_left().await;
-        assert_eq!(masters.servers[2].connected_clients(), 1);
+        let mut client = Client::start(fault);
+        client.third_votes_within(LONG).await;
+        client.third_leaves();
+        client.traffic().await;
+        client.third_comes_back();
+        client.third_votes_within(SOON).await;
+        one_is_connected(&client.masters[2]).await;
+        client.nothing_is_left().await;
+        assert_eq!(client.masters[2].connected_clients(), 1);
     }
 }
 
@@ -414,20 +396,20 @@ async fn one_connection_is_left_after_a_hang() {
 #[tokio::test]
 async fn a_request_that_arrives_after_a_new_connection_is_refused() {
     const LATE: Duration = Duration::from_secs(3);
-    let masters = Masters::start(Fault::Hung);
-    masters.third_votes_within(LONG).await;
-    masters.proxy.delay(LATE);
+    let client = Client::start(Fault::Hung);
+    client.third_votes_within(LONG).await;
+    client.network().delay(LATE);
     let start = Instant::now();
     let resource = unique("resource");
-    let guard = masters.dlm.try_lock(&resource, TTL).await;
+    let guard = client.dlm.try_lock(&resource, TTL).await;
     let guard = guard.expect("two masters are well");
-    masters.proxy.resume();
-    masters.third_votes_within(LONG).await;
+    client.network().resume();
+    client.third_votes_within(LONG).await;
     assert!(start.elapsed() < LATE, "the connection is a new one");
     drop(guard);
-    assert_eq!(masters.dlm.shutdown(LONG).await, 0);
+    assert_eq!(client.dlm.shutdown(LONG).await, 0);
     let passed = async || {
-        assert_eq!(masters.servers[2].get(&resource), None);
+        assert_eq!(client.masters[2].get(&resource), None);
         start.elapsed() > LATE + SOON
     };
     eventually_async("it would have arrived", LONG, passed).await;
@@ -435,8 +417,8 @@ async fn a_request_that_arrives_after_a_new_connection_is_refused() {
 
 #[test]
 fn a_client_outlives_the_runtime_that_its_connections_lived_on() {
-    let servers = Server::many::<5>();
-    let dlm = client(servers.each_ref().map(Server::url));
+    let masters = Masters::start(5);
+    let dlm = client(&masters);
     for _ in 0..5 {
         let runtime = Runtime::new().expect("a runtime");
         runtime.block_on(async {
@@ -450,31 +432,31 @@ fn a_client_outlives_the_runtime_that_its_connections_lived_on() {
 /// A SET and an extension that wait for the same connection may be sent in either order.
 #[tokio::test]
 async fn what_a_master_is_told_late_is_released_there_too() {
-    let masters = Masters::start(Fault::Hung);
+    let client = Client::start(Fault::Hung);
     // So that it takes a while to connect.
-    masters.proxy.delay(Duration::from_millis(20));
+    client.network().delay(Duration::from_millis(20));
     let mut guards = Vec::new();
     for _ in 0..20 {
-        let guard = masters.dlm.try_lock(unique("resource"), TTL).await;
+        let guard = client.dlm.try_lock(unique("resource"), TTL).await;
         let guard = guard.expect("two masters are well");
         guard.extend(2 * TTL).await.expect("two masters are well");
         guards.push(guard);
     }
-    masters.proxy.resume();
-    masters.third_votes_within(LONG).await;
+    client.network().resume();
+    client.third_votes_within(LONG).await;
     // Answers come in order, so with those to the last release all have come.
-    assert_eq!(masters.dlm.shutdown(LONG).await, 0);
+    assert_eq!(client.dlm.shutdown(LONG).await, 0);
     drop(guards);
-    masters.nothing_is_left().await;
+    client.nothing_is_left().await;
 }
 
 /// Reconnecting takes a round trip more than connecting, since the connection before is closed at the master.
 #[tokio::test]
 async fn a_master_far_away_that_broke_once_comes_back() {
-    let server = Server::start();
-    let proxy = Proxy::start(&server);
+    let masters = Masters::behind_proxies(1);
+    let proxy = masters.proxy(0);
     proxy.delay(Duration::from_millis(70));
-    let dlm = client([proxy.url()]);
+    let dlm = client(&masters);
     let locks = async || dlm.lock(unique("resource"), TTL).await.is_ok();
     assert!(locks().await, "it connects");
     proxy.cut();

@@ -3,15 +3,12 @@
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use support::{Proxy, Server, eventually_async, unique};
+use support::{LONG, Masters, Proxy, Server, Servers, eventually_async, unique};
 use tokio::time::sleep;
 use tokio_redlock::{LockError, LockFailure, MasterError, Redlock, Vote};
 
 /// So long that no key goes by itself while a test runs.
 const TTL: Duration = Duration::from_secs(60);
-
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(20);
 
 /// What it costs to wait for a master that does not answer. Long enough for the others on a busy machine.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
@@ -101,24 +98,18 @@ async fn two_distant_masters_of_five_cost_nothing() {
 }
 
 fn client(urls: &[String]) -> Redlock {
-    patient_client(urls, REQUEST_TIMEOUT)
-}
-
-fn patient_client(urls: &[String], request_timeout: Duration) -> Redlock {
-    let builder = Redlock::builder().request_timeout(request_timeout);
-    let builder = urls
-        .iter()
-        .fold(builder, |builder, url| builder.master(url));
-    builder.build().expect("different masters")
+    let builder = Redlock::builder().masters(urls);
+    let dlm = builder.request_timeout(REQUEST_TIMEOUT).build();
+    dlm.expect("different masters")
 }
 
 /// Three clients take turns: one whose masters are well, and two with `N` faulty ones, of which one was connected to
 /// them before and one was not.
 async fn costs_nothing<const N: usize>(fault: Fault) {
-    let well = Server::many::<5>();
-    let mut faulty = Server::many::<N>();
-    let proxies = faulty.each_ref().map(Proxy::start);
-    let mut urls: Vec<_> = well.iter().map(Server::url).collect();
+    let well = Masters::start(5);
+    let mut faulty = Server::many(N);
+    let proxies: Vec<_> = faulty.iter().map(Proxy::start).collect();
+    let mut urls = well.urls();
     let healthy = client(&urls);
     for (place, (server, proxy)) in faulty.iter().zip(&proxies).enumerate() {
         urls[place] = fault.url(server, proxy);
@@ -189,50 +180,50 @@ fn median(times: &[Duration]) -> Duration {
 
 #[tokio::test]
 async fn a_killed_majority_is_an_error_in_time_that_says_so_and_leaves_nothing() {
-    let mut servers = Server::many::<5>();
-    let clients = connected_and_new(&servers).await;
-    servers[..3].iter_mut().for_each(Server::kill);
+    let mut masters = Masters::start(5);
+    let clients = connected_and_new(&masters).await;
+    masters[..3].iter_mut().for_each(Server::kill);
     for dlm in &clients {
-        let (time, errors) = failure(dlm, &servers).await;
+        let (time, errors) = failure(dlm, &masters).await;
         assert!(time < REQUEST_TIMEOUT + SLACK, "{time:?}");
         let is_dead = |e: &_| matches!(e, MasterError::Connect(_) | MasterError::Disconnected(_));
         assert!(errors.iter().all(is_dead), "{errors:?}");
     }
-    are_clean(&servers[3..]).await;
+    masters[3..].eventually_empty().await;
 }
 
 #[tokio::test]
 async fn a_frozen_majority_is_an_error_in_time_that_says_so_and_leaves_nothing() {
-    let servers = Server::many::<5>();
-    let clients = connected_and_new(&servers).await;
-    servers[..3].iter().for_each(Server::freeze);
+    let masters = Masters::start(5);
+    let clients = connected_and_new(&masters).await;
+    masters[..3].iter().for_each(Server::freeze);
     for dlm in &clients {
-        let (time, errors) = failure(dlm, &servers).await;
+        let (time, errors) = failure(dlm, &masters).await;
         assert!(time < REQUEST_TIMEOUT + SLACK, "{time:?}");
         let is_silent = |e: &_| matches!(e, MasterError::Connect(_) | MasterError::TimedOut(_));
         assert!(errors.iter().all(is_silent), "{errors:?}");
     }
-    are_clean(&servers[3..]).await;
+    masters[3..].eventually_empty().await;
 }
 
 #[tokio::test]
 async fn a_majority_that_is_known_to_hang_fails_at_once() {
-    let servers = Server::many::<5>();
-    let [connected, new] = connected_and_new(&servers).await;
-    servers[..3].iter().for_each(Server::freeze);
+    let masters = Masters::start(5);
+    let [connected, new] = connected_and_new(&masters).await;
+    masters[..3].iter().for_each(Server::freeze);
     let hangs = |e: &_| matches!(e, MasterError::Hung(_));
     let cannot_connect = |e: &_| matches!(e, MasterError::Connect(_));
-    fails_at_once(&connected, &servers, hangs).await;
-    fails_at_once(&new, &servers, cannot_connect).await;
-    are_clean(&servers[3..]).await;
+    fails_at_once(&connected, &masters, hangs).await;
+    fails_at_once(&new, &masters, cannot_connect).await;
+    masters[3..].eventually_empty().await;
 }
 
-async fn fails_at_once(dlm: &Redlock, servers: &[Server; 5], known: impl Fn(&MasterError) -> bool) {
-    let is_known = async || failure(dlm, servers).await.1.iter().all(&known);
+async fn fails_at_once(dlm: &Redlock, masters: &[Server], known: impl Fn(&MasterError) -> bool) {
+    let is_known = async || failure(dlm, masters).await.1.iter().all(&known);
     eventually_async("known", LONG, is_known).await;
     let mut times = Vec::new();
     for _ in 0..20 {
-        let (time, errors) = failure(dlm, servers).await;
+        let (time, errors) = failure(dlm, masters).await;
         assert!(errors.iter().all(&known), "{errors:?}");
         times.push(time);
     }
@@ -241,17 +232,17 @@ async fn fails_at_once(dlm: &Redlock, servers: &[Server; 5], known: impl Fn(&Mas
 }
 
 /// A client that has a connection to each master, and one that has none.
-async fn connected_and_new(servers: &[Server; 5]) -> [Redlock; 2] {
-    let urls = servers.each_ref().map(Server::url);
+async fn connected_and_new(masters: &Masters) -> [Redlock; 2] {
+    let urls = masters.urls();
     let clients = [client(&urls), client(&urls)];
     cycle(&clients[0]).await;
-    let connected = async || servers.iter().all(|server| server.connected_clients() == 1);
+    let connected = async || masters.iter().all(|server| server.connected_clients() == 1);
     eventually_async("one is connected", LONG, connected).await;
     clients
 }
 
 /// How long it took to fail, and what was wrong with each of the first three masters.
-async fn failure(dlm: &Redlock, servers: &[Server; 5]) -> (Duration, Vec<MasterError>) {
+async fn failure(dlm: &Redlock, masters: &[Server]) -> (Duration, Vec<MasterError>) {
     let start = Instant::now();
     let result = dlm.try_lock(unique("resource"), TTL).await;
     let time = start.elapsed();
@@ -265,7 +256,7 @@ async fn failure(dlm: &Redlock, servers: &[Server; 5]) -> (Duration, Vec<MasterE
         panic!("{message}");
     };
     let mut errors = Vec::new();
-    for (place, (ballot, server)) in ballots.iter().zip(servers).enumerate() {
+    for (place, (ballot, server)) in ballots.iter().zip(masters).enumerate() {
         assert!(message.contains(&server.addr()), "{message}");
         match &ballot.vote {
             Vote::Failed(error) if place < 3 => errors.push(error.clone()),
@@ -276,20 +267,14 @@ async fn failure(dlm: &Redlock, servers: &[Server; 5]) -> (Duration, Vec<MasterE
     (time, errors)
 }
 
-async fn are_clean(servers: &[Server]) {
-    let clean = async || servers.iter().all(|server| server.keys().is_empty());
-    eventually_async("no key is left", LONG, clean).await;
-}
-
 /// Their answers take 400 ms, and they must not be thought to hang.
 #[tokio::test]
 async fn masters_far_away_work_with_a_request_timeout_to_match() {
-    let servers = Server::many::<3>();
-    let proxies = servers.each_ref().map(Proxy::start);
-    for proxy in &proxies {
+    let masters = Masters::behind_proxies(3);
+    for proxy in masters.proxies() {
         proxy.delay(4 * DISTANCE);
     }
-    let dlm = patient_client(&proxies.each_ref().map(Proxy::url), LONG);
+    let dlm = masters.patient_client();
     for _ in 0..2 {
         cycle(&dlm).await;
     }

@@ -2,65 +2,31 @@
 
 use std::time::Duration;
 
-use support::{Proxy, Server, eventually_async, unique};
+use support::{LONG, Masters, Proxy, Server, Servers, eventually_async, unique};
 use tokio_redlock::{
-    Ballots, ExtendError, LockError, LockGuard, MasterError, Redlock, RedlockBuilder, TtlError,
-    Vote,
+    Ballots, ExtendError, LockError, LockGuard, MasterError, Redlock, TtlError, Vote,
 };
 
 /// Longer than any test runs.
 const TTL: Duration = Duration::from_secs(120);
-
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(30);
 
 /// What one master takes longer than the others.
 const DELAY: Duration = Duration::from_millis(100);
 
 const FOREIGN: &[u8] = b"\xff\xfe\x00";
 
-fn builder(servers: &[Server]) -> RedlockBuilder {
-    let masters = servers.iter();
-    masters.fold(Redlock::builder(), |builder, server| {
-        builder.master(server.url())
-    })
-}
-
-/// A client that a busy machine does not make impatient.
-fn client(servers: &[Server]) -> Redlock {
-    let builder = builder(servers).request_timeout(LONG);
-    builder.build().expect("valid masters")
-}
-
-fn through(proxies: &[Proxy], options: RedlockBuilder) -> Redlock {
-    let options = options.request_timeout(LONG);
-    let builder = proxies
-        .iter()
-        .fold(options, |it, proxy| it.master(proxy.url()));
-    builder.build().expect("valid masters")
-}
-
 /// Ends delays, and the connections on which answers are still under way.
-fn heal(proxies: &[Proxy]) {
-    for proxy in proxies {
+fn heal(masters: &Masters) {
+    for proxy in masters.proxies() {
         proxy.resume();
         proxy.cut();
     }
 }
 
-async fn assert_held(servers: &[Server], guard: &LockGuard) {
-    let (resource, value) = (guard.resource(), guard.value().as_bytes());
-    let held = async || {
-        let mut values = servers.iter().map(|server| server.get(resource));
-        values.all(|held| held.as_deref() == Some(value))
-    };
-    eventually_async("every master holds it", LONG, held).await;
-}
-
 /// A lock that every master holds.
-async fn lock(dlm: &Redlock, servers: &[Server], ttl: Duration) -> LockGuard {
+async fn lock(dlm: &Redlock, masters: &[Server], ttl: Duration) -> LockGuard {
     let guard = dlm.lock(unique("resource"), ttl).await.unwrap();
-    assert_held(servers, &guard).await;
+    masters.eventually_hold(&guard).await;
     guard
 }
 
@@ -99,32 +65,32 @@ fn unconfirmed(extended: Result<(), ExtendError>) -> Ballots {
 
 #[tokio::test]
 async fn an_extension_lengthens_the_validity_and_the_keys() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
-    let guard = lock(&dlm, &servers, TTL).await;
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
+    let guard = lock(&dlm, &masters, TTL).await;
     let value = guard.value().to_owned();
     guard.extend(2 * TTL).await.unwrap();
 
     assert!(guard.validity() > TTL);
     assert!(guard.validity() < 2 * TTL);
     assert_eq!(guard.value(), value);
-    for server in &servers {
+    for server in &masters {
         let lengthened = async || left(server, &guard) > TTL;
         eventually_async("the key is lengthened", LONG, lengthened).await;
         assert!(left(server, &guard) <= 2 * TTL);
         assert!(left(server, &guard) >= guard.validity());
     }
-    assert_held(&servers, &guard).await;
+    masters.eventually_hold(&guard).await;
     guard.release().await.unwrap();
 }
 
 #[tokio::test]
 async fn an_extended_lock_outlives_its_first_ttl() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let short = Duration::from_secs(2);
-    let guard = lock(&dlm, &servers, short).await;
-    let other = lock(&dlm, &servers, short).await;
+    let guard = lock(&dlm, &masters, short).await;
+    let other = lock(&dlm, &masters, short).await;
     guard.extend(TTL).await.unwrap();
 
     expire(&other).await;
@@ -133,14 +99,14 @@ async fn an_extended_lock_outlives_its_first_ttl() {
     assert!(again.is_ok(), "{again:?}");
     let again = dlm.try_lock(guard.resource(), TTL).await;
     assert!(matches!(again, Err(LockError::Taken(_))), "{again:?}");
-    assert_held(&servers, &guard).await;
+    masters.eventually_hold(&guard).await;
 }
 
 #[tokio::test]
 async fn a_lock_can_be_extended_again_and_again() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
-    let guard = lock(&dlm, &servers, TTL).await;
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
+    let guard = lock(&dlm, &masters, TTL).await;
     for times in 2..20 {
         guard.extend(times * TTL).await.unwrap();
         assert!(guard.validity() > (times - 1) * TTL);
@@ -154,36 +120,36 @@ async fn a_lock_can_be_extended_again_and_again() {
 
 #[tokio::test]
 async fn an_extension_never_shortens() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
-    let guard = lock(&dlm, &servers, 2 * TTL).await;
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
+    let guard = lock(&dlm, &masters, 2 * TTL).await;
     guard.extend(Duration::from_secs(1)).await.unwrap();
     assert!(guard.validity() > TTL);
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    for server in &servers {
+    for server in &masters {
         assert!(left(server, &guard) > TTL);
     }
 }
 
 #[tokio::test]
 async fn a_missing_key_is_set_again_and_counts_from_the_next_extension_on() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
-    let guard = lock(&dlm, &servers, TTL).await;
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
+    let guard = lock(&dlm, &masters, TTL).await;
 
     // Two of three still count.
-    assert!(servers[0].del(guard.resource()));
+    assert!(masters[0].del(guard.resource()));
     guard.extend(2 * TTL).await.unwrap();
-    assert_held(&servers, &guard).await;
-    assert!(left(&servers[0], &guard) > TTL);
+    masters.eventually_hold(&guard).await;
+    assert!(left(&masters[0], &guard) > TTL);
 
     // The first counts again, or these would be too few.
-    assert!(servers[1].del(guard.resource()));
+    assert!(masters[1].del(guard.resource()));
     guard.extend(3 * TTL).await.unwrap();
-    assert_held(&servers, &guard).await;
+    masters.eventually_hold(&guard).await;
 
     // One of three is too few, however many are set again.
-    for server in &servers[1..] {
+    for server in &masters[1..] {
         assert!(server.del(guard.resource()));
     }
     let ballots = lost(guard.extend(5 * TTL).await);
@@ -194,57 +160,56 @@ async fn a_missing_key_is_set_again_and_counts_from_the_next_extension_on() {
     lost(guard.extend(5 * TTL).await);
     guard.release().await.expect("the keys are ours to delete");
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    assert!(servers.iter().all(|server| server.keys().is_empty()));
+    assert!(masters.are_empty());
 }
 
 #[tokio::test]
 async fn a_master_that_had_refused_the_lock_gets_its_vote_when_it_is_free() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let resource = unique("resource");
-    servers[0].set_px(&resource, FOREIGN, 60_000);
+    masters[0].set_px(&resource, FOREIGN, 60_000);
     let guard = dlm.lock(&resource, TTL).await.unwrap();
     guard.extend(2 * TTL).await.unwrap();
-    assert!(is_foreign(&servers[0], &guard));
+    assert!(is_foreign(&masters[0], &guard));
 
-    assert!(servers[0].del(&resource));
+    assert!(masters[0].del(&resource));
     guard.extend(2 * TTL).await.unwrap();
-    assert_held(&servers, &guard).await;
-    assert!(servers[1].del(&resource));
+    masters.eventually_hold(&guard).await;
+    assert!(masters[1].del(&resource));
     guard.extend(3 * TTL).await.unwrap();
     guard.release().await.unwrap();
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    assert!(servers.iter().all(|server| server.keys().is_empty()));
+    assert!(masters.are_empty());
 }
 
 /// Its connection is opened only after the lock was granted and extended by the others: whichever of the two it gets
 /// first, it sets the key.
 #[tokio::test]
 async fn a_master_that_comes_late_holds_the_lock_and_is_released_too() {
-    let servers = Server::many::<3>();
-    let proxies = servers.each_ref().map(Proxy::start);
+    let masters = Masters::start(3).with_proxies([0]);
     for _ in 0..20 {
-        proxies[0].hang();
-        let dlm = through(&proxies, Redlock::builder());
+        masters.proxy(0).hang();
+        let dlm = masters.patient_client();
         let guard = dlm.lock(unique("resource"), TTL).await.unwrap();
         guard.extend(2 * TTL).await.unwrap();
         guard.extend(3 * TTL).await.unwrap();
-        proxies[0].resume();
-        let comes = async || servers[0].get(guard.resource()).is_some();
+        masters.proxy(0).resume();
+        let comes = async || masters[0].get(guard.resource()).is_some();
         eventually_async("it sets the key", LONG, comes).await;
         let resource = guard.resource().to_vec();
         guard.release().await.unwrap();
         assert_eq!(dlm.shutdown(LONG).await, 0);
-        assert_eq!(servers[0].get(&resource[..]), None);
+        assert_eq!(masters[0].get(&resource[..]), None);
     }
 }
 
 #[tokio::test]
 async fn masters_that_come_back_empty_one_by_one_do_not_lose_the_lock() {
-    let mut servers = Server::many::<3>();
-    let dlm = client(&servers);
-    let guard = lock(&dlm, &servers, TTL).await;
-    for server in &mut servers {
+    let mut masters = Masters::start(3);
+    let dlm = masters.patient_client();
+    let guard = lock(&dlm, &masters, TTL).await;
+    for server in &mut masters {
         server.restart();
         let back = async || {
             guard.extend(2 * TTL).await.unwrap();
@@ -252,19 +217,19 @@ async fn masters_that_come_back_empty_one_by_one_do_not_lose_the_lock() {
         };
         eventually_async("it holds the key again", LONG, back).await;
     }
-    assert_held(&servers, &guard).await;
+    masters.eventually_hold(&guard).await;
     guard.release().await.unwrap();
 }
 
 #[tokio::test]
 async fn an_expired_lock_is_not_extended_even_where_the_keys_are_left() {
-    let servers = Server::many::<3>();
+    let masters = Masters::start(3);
     // With this much drift the validity ends long before the keys.
-    let dlm = builder(&servers).request_timeout(LONG).drift_factor(0.5);
+    let dlm = masters.builder().request_timeout(LONG).drift_factor(0.5);
     let dlm = dlm.build().unwrap();
-    let guard = lock(&dlm, &servers, Duration::from_secs(6)).await;
+    let guard = lock(&dlm, &masters, Duration::from_secs(6)).await;
     expire(&guard).await;
-    assert_held(&servers, &guard).await;
+    masters.eventually_hold(&guard).await;
 
     let extended = guard.extend(TTL).await;
     let Err(ExtendError::Lost {
@@ -277,7 +242,7 @@ async fn an_expired_lock_is_not_extended_even_where_the_keys_are_left() {
     };
     assert_eq!(resource.as_bytes(), guard.resource());
     assert!(!guard.is_valid());
-    for server in &servers {
+    for server in &masters {
         assert!(left(server, &guard) < Duration::from_secs(6));
     }
     let resource = guard.resource().to_vec();
@@ -287,11 +252,11 @@ async fn an_expired_lock_is_not_extended_even_where_the_keys_are_left() {
 
 #[tokio::test]
 async fn an_extension_confirmed_after_the_old_validity_does_not_count() {
-    let servers = Server::many::<3>();
-    let proxies = servers.each_ref().map(Proxy::start);
-    let dlm = through(&proxies, Redlock::builder().drift_factor(0.5));
-    let guard = lock(&dlm, &servers, Duration::from_secs(6)).await;
-    for proxy in &proxies {
+    let masters = Masters::behind_proxies(3);
+    let dlm = masters.builder().request_timeout(LONG).drift_factor(0.5);
+    let dlm = dlm.build().unwrap();
+    let guard = lock(&dlm, &masters, Duration::from_secs(6)).await;
+    for proxy in masters.proxies() {
         proxy.delay_answers(LONG);
     }
     let extended = guard.extend(TTL).await;
@@ -306,23 +271,22 @@ async fn an_extension_confirmed_after_the_old_validity_does_not_count() {
         "{extended:?}"
     );
     assert!(!guard.is_valid());
-    for server in &servers {
+    for server in &masters {
         // They did what they were asked; only nobody heard of it in time.
         assert!(left(server, &guard) > TTL / 2);
     }
-    heal(&proxies);
+    heal(&masters);
     drop(guard);
-    let empty = async || servers.iter().all(|server| server.keys().is_empty());
-    eventually_async("the lengthened keys are released", LONG, empty).await;
+    masters.eventually_empty().await;
 }
 
 #[tokio::test]
 async fn a_lock_that_somebody_else_holds_on_a_quorum_is_lost() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     for stolen in [2, 3] {
-        let guard = lock(&dlm, &servers, TTL).await;
-        let theirs = &servers[..stolen];
+        let guard = lock(&dlm, &masters, TTL).await;
+        let theirs = &masters[..stolen];
         for server in theirs {
             server.set_px(guard.resource(), FOREIGN, 60_000);
         }
@@ -339,43 +303,42 @@ async fn a_lock_that_somebody_else_holds_on_a_quorum_is_lost() {
 
 #[tokio::test]
 async fn a_key_stolen_on_a_minority_is_neither_touched_nor_missed() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
-    let guard = lock(&dlm, &servers, TTL).await;
-    servers[0].set_px(guard.resource(), FOREIGN, 60_000);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
+    let guard = lock(&dlm, &masters, TTL).await;
+    masters[0].set_px(guard.resource(), FOREIGN, 60_000);
     guard.extend(2 * TTL).await.unwrap();
     assert!(guard.validity() > TTL);
-    assert!(is_foreign(&servers[0], &guard));
-    assert!(left(&servers[0], &guard) <= Duration::from_secs(60));
-    assert_held(&servers[1..], &guard).await;
+    assert!(is_foreign(&masters[0], &guard));
+    assert!(left(&masters[0], &guard) <= Duration::from_secs(60));
+    masters[1..].eventually_hold(&guard).await;
 }
 
 /// A quorum answers, and says no: which masters are down, or answer first, makes no difference.
 #[tokio::test]
 async fn a_lock_that_a_quorum_does_not_hold_is_lost_whoever_answers_first() {
-    for (masters, down) in [(2, 0), (3, 1), (4, 0), (4, 1), (5, 1), (5, 2)] {
-        let servers = Server::start_n(masters);
-        let proxies: Vec<_> = servers.iter().map(Proxy::start).collect();
-        let dlm = through(&proxies, Redlock::builder());
-        let guard = lock(&dlm, &servers, TTL).await;
-        proxies[..down].iter().for_each(Proxy::refuse);
-        proxies[masters - 1].delay(DELAY);
-        for server in &servers[down..] {
+    for (number, down) in [(2, 0), (3, 1), (4, 0), (4, 1), (5, 1), (5, 2)] {
+        let masters = Masters::behind_proxies(number);
+        let dlm = masters.patient_client();
+        let guard = lock(&dlm, &masters, TTL).await;
+        masters.proxies().take(down).for_each(Proxy::refuse);
+        masters.proxy(number - 1).delay(DELAY);
+        for server in &masters[down..] {
             server.set_px(guard.resource(), FOREIGN, 120_000);
         }
         let extended = guard.extend(2 * TTL).await;
         assert!(
             matches!(extended, Err(ExtendError::Lost { .. })),
-            "{down} of {masters} down: {extended:?}"
+            "{down} of {number} down: {extended:?}"
         );
     }
 }
 
 #[tokio::test]
 async fn a_ttl_that_cannot_be_used_changes_nothing() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
-    let guard = lock(&dlm, &servers, TTL).await;
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
+    let guard = lock(&dlm, &masters, TTL).await;
     for millis in 0..=2 {
         let extended = guard.extend(Duration::from_millis(millis)).await;
         let Err(ExtendError::Ttl(TtlError::TooShort { .. })) = extended else {
@@ -387,7 +350,7 @@ async fn a_ttl_that_cannot_be_used_changes_nothing() {
         panic!("{extended:?}");
     };
     assert!(guard.validity() > TTL / 2);
-    for server in &servers {
+    for server in &masters {
         assert_eq!(server.calls("evalsha") + server.calls("eval"), 0);
         assert!(left(server, &guard) > TTL / 2);
     }
@@ -395,11 +358,13 @@ async fn a_ttl_that_cannot_be_used_changes_nothing() {
 
 #[tokio::test]
 async fn an_extension_that_too_few_masters_answer_leaves_the_old_validity() {
-    let servers = Server::many::<3>();
-    let dlm = builder(&servers).request_timeout(Duration::from_millis(200));
+    let masters = Masters::start(3);
+    let dlm = masters
+        .builder()
+        .request_timeout(Duration::from_millis(200));
     let dlm = dlm.build().unwrap();
-    let guard = lock(&dlm, &servers, TTL).await;
-    let frozen = &servers[1..];
+    let guard = lock(&dlm, &masters, TTL).await;
+    let frozen = &masters[1..];
     frozen.iter().for_each(Server::freeze);
 
     for _ in 0..3 {
@@ -417,26 +382,25 @@ async fn an_extension_that_too_few_masters_answer_leaves_the_old_validity() {
     let extended = async || guard.extend(2 * TTL).await.is_ok();
     eventually_async("it is extended after all", LONG, extended).await;
     assert!(guard.validity() > TTL);
-    assert_held(&servers, &guard).await;
+    masters.eventually_hold(&guard).await;
 }
 
 #[tokio::test]
 async fn an_extension_that_is_dropped_half_way_leaves_the_old_validity() {
-    let servers = Server::many::<3>();
-    let proxies = servers.each_ref().map(Proxy::start);
-    let dlm = through(&proxies, Redlock::builder());
-    let guard = lock(&dlm, &servers, TTL).await;
-    for proxy in &proxies {
+    let masters = Masters::behind_proxies(3);
+    let dlm = masters.patient_client();
+    let guard = lock(&dlm, &masters, TTL).await;
+    for proxy in masters.proxies() {
         proxy.delay_answers(LONG);
     }
-    let lengthened = async || servers.iter().all(|server| left(server, &guard) > TTL);
+    let lengthened = async || masters.iter().all(|server| left(server, &guard) > TTL);
     tokio::select! {
         extended = guard.extend(2 * TTL) => panic!("answered: {extended:?}"),
         () = eventually_async("the keys are lengthened", LONG, lengthened) => {}
     }
-    heal(&proxies);
+    heal(&masters);
     assert!(guard.is_valid() && guard.validity() < TTL);
     drop(guard);
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    assert!(servers.iter().all(|server| server.keys().is_empty()));
+    assert!(masters.are_empty());
 }

@@ -5,55 +5,29 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use support::{Proxy, Server, eventually_async, unique};
+use support::{LONG, Masters, Server, Servers, eventually_async, unique};
 use tokio::task::JoinHandle;
 use tokio::time::{interval, sleep};
 use tokio_redlock::{ExtendError, LockError, LockGuard, Redlock, RetryPolicy, Vote};
-
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(20);
 
 /// Long against anything that a test does.
 const TTL: Duration = Duration::from_secs(40);
 const LONGER: Duration = Duration::from_secs(80);
 
-/// After so long a key that is not there will not come.
-const SETTLED: Duration = Duration::from_millis(400);
-
 const ROUNDING: Duration = Duration::from_millis(2);
-
-fn client(servers: &[Server]) -> Redlock {
-    Redlock::new(servers.iter().map(Server::url)).expect("valid URLs")
-}
 
 /// What is left of a ttl once the default drift is taken off.
 fn net(ttl: Duration) -> Duration {
     ttl - ttl / 100 - ROUNDING
 }
 
-fn holds(server: &Server, guard: &LockGuard) -> bool {
-    server.get(guard.resource()).as_deref() == Some(guard.value().as_bytes())
-}
-
-/// A lock that is on all masters, the last one too, which a busy machine may have made too slow for the first.
-async fn lock_everywhere(dlm: &Redlock, servers: &[Server], ttl: Duration) -> LockGuard {
-    let start = Instant::now();
-    loop {
-        let guard = dlm.lock(unique("lock"), ttl).await.expect("it is free");
-        let latest = Instant::now() + SETTLED;
-        while Instant::now() < latest {
-            if servers.iter().all(|server| holds(server, &guard)) {
-                return guard;
-            }
-            sleep(Duration::from_millis(2)).await;
-        }
-        assert!(start.elapsed() < LONG, "never on all masters");
-    }
+async fn lock_everywhere(dlm: &Redlock, masters: &[Server], ttl: Duration) -> LockGuard {
+    masters.lock_everywhere(dlm, &unique("lock"), ttl).await
 }
 
 /// A request that all masters have answered, and so all that was sent before it.
-async fn pass_all(dlm: &Redlock, servers: &[Server]) {
-    let guard = lock_everywhere(dlm, servers, TTL).await;
+async fn pass_all(dlm: &Redlock, masters: &[Server]) {
+    let guard = lock_everywhere(dlm, masters, TTL).await;
     guard.release().await.expect("it is ours");
     assert_eq!(dlm.shutdown(LONG).await, 0);
 }
@@ -102,11 +76,11 @@ async fn assert_taken(rival: &Redlock, guard: &LockGuard) {
 /// Two of three masters are made silent by `fail` and well again by `mend`, with their keys still there.
 async fn a_minority_is_not_enough(
     dlm: &Redlock,
-    servers: &[Server; 3],
+    masters: &[Server],
     fail: impl AsyncFn(usize),
     mend: impl AsyncFn(usize),
 ) {
-    let guard = lock_everywhere(dlm, servers, TTL).await;
+    let guard = lock_everywhere(dlm, masters, TTL).await;
     fail(1).await;
     fail(2).await;
     let error = without_change(&guard, async || guard.extend(LONGER).await)
@@ -121,21 +95,19 @@ async fn a_minority_is_not_enough(
     assert!(matches!(votes[2], Vote::Failed(_)), "{votes:?}");
     assert!(guard.is_valid());
     eventually_async("it reaches the minority", LONG, async || {
-        servers[0].pttl(guard.resource()) > 40_000
+        masters[0].pttl(guard.resource()) > 40_000
     })
     .await;
     assert!(guard.validity() <= net(TTL));
 
     mend(1).await;
     mend(2).await;
-    for server in servers {
-        assert!(holds(server, &guard), "released on {}", server.addr());
-    }
+    assert!(masters.all_hold(&guard), "released");
     eventually_extends(&guard, LONGER).await;
     assert!(guard.validity() > net(TTL));
     eventually_async("all masters know", LONG, async || {
         guard.extend(LONGER).await.is_ok()
-            && servers
+            && masters
                 .iter()
                 .all(|server| server.pttl(guard.resource()) > 40_000)
     })
@@ -145,55 +117,54 @@ async fn a_minority_is_not_enough(
 
 #[tokio::test]
 async fn an_extension_that_only_a_minority_answers_changes_nothing_and_may_be_repeated() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.client();
     a_minority_is_not_enough(
         &dlm,
-        &servers,
-        async |place| servers[place].freeze(),
-        async |place| servers[place].thaw(),
+        &masters,
+        async |place| masters[place].freeze(),
+        async |place| masters[place].thaw(),
     )
     .await;
 }
 
 #[tokio::test]
 async fn an_extension_that_only_a_minority_gets_changes_nothing_and_may_be_repeated() {
-    let servers = Server::many::<3>();
-    let proxies = servers.each_ref().map(Proxy::start);
-    let dlm = Redlock::new(proxies.iter().map(Proxy::url)).unwrap();
+    let masters = Masters::behind_proxies(3);
+    let dlm = masters.client();
     a_minority_is_not_enough(
         &dlm,
-        &servers,
-        async |place| proxies[place].refuse(),
-        async |place| proxies[place].resume(),
+        &masters,
+        async |place| masters.proxy(place).refuse(),
+        async |place| masters.proxy(place).resume(),
     )
     .await;
 }
 
 #[tokio::test]
 async fn a_minority_that_fails_does_not_hinder_an_extension() {
-    let mut servers = Server::many::<5>();
-    let dlm = client(&servers);
-    let guard = lock_everywhere(&dlm, &servers, TTL).await;
-    servers[3].freeze();
-    servers[4].kill();
+    let mut masters = Masters::start(5);
+    let dlm = masters.client();
+    let guard = lock_everywhere(&dlm, &masters, TTL).await;
+    masters[3].freeze();
+    masters[4].kill();
     extend_fully(&guard, LONGER).await;
     guard.release().await.unwrap();
 }
 
 #[tokio::test]
 async fn an_expired_lock_is_not_extended_and_nothing_is_sent() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
-    let guard = lock_everywhere(&dlm, &servers, Duration::from_millis(500)).await;
+    let masters = Masters::start(3);
+    let dlm = masters.client();
+    let guard = lock_everywhere(&dlm, &masters, Duration::from_millis(500)).await;
     extend_fully(&guard, Duration::from_millis(500)).await;
     eventually_async("it expires", LONG, async || {
-        !guard.is_valid() && servers.iter().all(|server| server.keys().is_empty())
+        !guard.is_valid() && masters.are_empty()
     })
     .await;
 
     let sent = || {
-        servers
+        masters
             .iter()
             .map(|server| server.calls("evalsha") + server.calls("eval"))
             .collect::<Vec<_>>()
@@ -216,22 +187,19 @@ async fn an_expired_lock_is_not_extended_and_nothing_is_sent() {
     );
     assert!(!guard.is_valid());
     // A SET to each, behind which nothing can be under way any more.
-    lock_everywhere(&dlm, &servers, TTL).await.leak();
+    lock_everywhere(&dlm, &masters, TTL).await.leak();
     assert_eq!(sent(), before);
-    for server in &servers {
+    for server in &masters {
         assert_eq!(server.get(guard.resource()), None);
     }
 }
 
 #[tokio::test]
 async fn keys_that_outlive_the_validity_do_not_bring_it_back() {
-    let servers = Server::many::<3>();
-    let urls = servers.iter().map(Server::url);
-    let half = Redlock::builder().drift_factor(0.5);
-    let dlm = urls.fold(half, |builder, url| builder.master(url));
-    let dlm = dlm.build().unwrap();
+    let masters = Masters::start(3);
+    let dlm = masters.builder().drift_factor(0.5).build().unwrap();
     let ttl = Duration::from_secs(4);
-    let guard = lock_everywhere(&dlm, &servers, ttl).await;
+    let guard = lock_everywhere(&dlm, &masters, ttl).await;
     extend_fully_by_half(&guard, ttl).await;
     eventually_async("the validity ends", LONG, async || !guard.is_valid()).await;
 
@@ -247,7 +215,7 @@ async fn keys_that_outlive_the_validity_do_not_bring_it_back() {
         "{error:?}"
     );
     assert!(!guard.is_valid());
-    for server in &servers {
+    for server in &masters {
         let left = server.pttl(guard.resource());
         assert!(left > 0, "the test was too slow to show anything");
         assert!(left <= 4_000, "lengthened to {left} ms");
@@ -262,15 +230,15 @@ async fn extend_fully_by_half(guard: &LockGuard, ttl: Duration) {
 
 #[tokio::test]
 async fn an_extension_by_less_than_what_is_left_keeps_what_is_left() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
-    let guard = lock_everywhere(&dlm, &servers, LONGER).await;
+    let masters = Masters::start(3);
+    let dlm = masters.client();
+    let guard = lock_everywhere(&dlm, &masters, LONGER).await;
     for less in [Duration::from_millis(100), Duration::from_secs(1), TTL] {
         without_change(&guard, async || guard.extend(less).await)
             .await
             .expect("it is ours");
-        pass_all(&dlm, &servers).await;
-        for server in &servers {
+        pass_all(&dlm, &masters).await;
+        for server in &masters {
             let left = server.pttl(guard.resource());
             assert!(left > 40_000, "shortened to {left} ms by {less:?}");
         }
@@ -280,21 +248,18 @@ async fn an_extension_by_less_than_what_is_left_keeps_what_is_left() {
 
 #[tokio::test]
 async fn a_key_set_again_counts_from_the_next_extension_on() {
-    let mut servers = Server::many::<3>();
-    let dlm = client(&servers);
-    lock_everywhere(&dlm, &servers, TTL).await.leak();
+    let mut masters = Masters::start(3);
+    let dlm = masters.client();
+    lock_everywhere(&dlm, &masters, TTL).await.leak();
     let resource = unique("lock");
-    servers[2].set(&resource, "somebody else");
+    masters[2].set(&resource, "somebody else");
     let guard = dlm.lock(&resource, TTL).await.unwrap();
-    eventually_async("a bare quorum", LONG, async || {
-        servers[..2].iter().all(|server| holds(server, &guard))
-    })
-    .await;
+    masters[..2].eventually_hold(&guard).await;
     // A bare quorum of keys that were there before is enough.
     extend_fully(&guard, TTL).await;
 
-    servers[2].kill();
-    assert!(servers[1].del(&resource));
+    masters[2].kill();
+    assert!(masters[1].del(&resource));
     let error = without_change(&guard, async || guard.extend(LONGER).await)
         .await
         .unwrap_err();
@@ -305,11 +270,11 @@ async fn a_key_set_again_counts_from_the_next_extension_on() {
     let heard = votes(&error);
     assert!(matches!(heard[1], Vote::Recreated), "{heard:?}");
     assert!(guard.is_valid());
-    assert!(holds(&servers[1], &guard));
+    assert!(masters[1].holds(&guard));
     extend_fully(&guard, LONGER).await;
 
     // The same the other way round.
-    assert!(servers[0].del(&resource));
+    assert!(masters[0].del(&resource));
     let error = without_change(&guard, async || guard.extend(2 * LONGER).await)
         .await
         .unwrap_err();
@@ -325,65 +290,58 @@ async fn a_key_set_again_counts_from_the_next_extension_on() {
 
 #[tokio::test]
 async fn a_master_restarted_empty_votes_again_after_one_extension() {
-    let mut servers = Server::many::<3>();
-    let dlm = client(&servers);
-    let guard = lock_everywhere(&dlm, &servers, TTL).await;
-    servers[1].restart();
-    assert!(!holds(&servers[1], &guard));
+    let mut masters = Masters::start(3);
+    let dlm = masters.client();
+    let guard = lock_everywhere(&dlm, &masters, TTL).await;
+    masters[1].restart();
+    assert!(!masters[1].holds(&guard));
     eventually_async("it gets its key back", LONG, async || {
         extend_fully(&guard, TTL).await;
-        holds(&servers[1], &guard)
+        masters[1].holds(&guard)
     })
     .await;
     // Only counts if the one that was empty does.
-    servers[0].kill();
+    masters[0].kill();
     eventually_extends(&guard, LONGER).await;
     assert!(guard.validity() > net(TTL));
 }
 
 #[tokio::test]
 async fn keys_that_all_masters_lost_are_set_again_but_extend_nothing() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
-    let guard = lock_everywhere(&dlm, &servers, TTL).await;
-    for server in &servers {
+    let masters = Masters::start(3);
+    let dlm = masters.client();
+    let guard = lock_everywhere(&dlm, &masters, TTL).await;
+    for server in &masters {
         assert!(server.del(guard.resource()));
     }
     let error = guard.extend(LONGER).await.unwrap_err();
     assert!(matches!(error, ExtendError::Lost { .. }), "{error:?}");
     assert!(!guard.is_valid());
-    pass_all(&dlm, &servers).await;
-    for server in &servers {
-        assert!(holds(server, &guard));
-    }
+    pass_all(&dlm, &masters).await;
+    assert!(masters.all_hold(&guard));
     guard.release().await.unwrap();
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    for server in &servers {
-        assert!(server.keys().is_empty(), "left on {}", server.addr());
-    }
+    assert!(masters.are_empty());
 }
 
 #[tokio::test]
 async fn a_lock_that_somebody_else_has_taken_over_is_neither_extended_nor_taken_back() {
-    let servers = Server::many::<3>();
-    let (dlm, rival) = (client(&servers), client(&servers));
-    let guard = lock_everywhere(&dlm, &servers, TTL).await;
+    let masters = Masters::start(3);
+    let (dlm, rival) = (masters.client(), masters.client());
+    let guard = lock_everywhere(&dlm, &masters, TTL).await;
     assert_taken(&rival, &guard).await;
-    for server in &servers {
+    for server in &masters {
         assert!(server.del(guard.resource()));
     }
     let other = rival.lock(guard.resource(), TTL).await.unwrap();
-    eventually_async("it is taken over", LONG, async || {
-        servers.iter().all(|server| holds(server, &other))
-    })
-    .await;
+    masters.eventually_hold(&other).await;
     let error = guard.extend(LONGER).await.unwrap_err();
     assert!(matches!(error, ExtendError::Lost { .. }), "{error:?}");
     assert!(!guard.is_valid());
     drop(guard);
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    for server in &servers {
-        assert!(holds(server, &other));
+    for server in &masters {
+        assert!(server.holds(&other));
         assert!(server.pttl(other.resource()) <= 40_000);
     }
     extend_fully(&other, LONGER).await;
@@ -393,17 +351,13 @@ async fn a_lock_that_somebody_else_has_taken_over_is_neither_extended_nor_taken_
 async fn extend_with_late_answers(
     late: Duration,
     ttl: Duration,
-) -> (Redlock, [Server; 3], [Proxy; 3], LockGuard, bool) {
-    let servers = Server::many::<3>();
-    let proxies = servers.each_ref().map(Proxy::start);
-    let builder = Redlock::builder().request_timeout(Duration::from_secs(10));
-    let builder = proxies
-        .iter()
-        .fold(builder, |builder, proxy| builder.master(proxy.url()));
+) -> (Redlock, Masters, LockGuard, bool) {
+    let masters = Masters::behind_proxies(3);
+    let builder = masters.builder().request_timeout(Duration::from_secs(10));
     let dlm = builder.build().unwrap();
-    pass_all(&dlm, &servers).await;
+    pass_all(&dlm, &masters).await;
     let guard = dlm.lock(unique("lock"), ttl).await.unwrap();
-    for proxy in &proxies[1..] {
+    for proxy in masters.proxies().skip(1) {
         proxy.delay_answers(late);
     }
     let extended = match guard.extend(TTL).await {
@@ -414,57 +368,53 @@ async fn extend_with_late_answers(
         }) => false,
         Err(other) => panic!("{other:?}"),
     };
-    (dlm, servers, proxies, guard, extended)
+    (dlm, masters, guard, extended)
 }
 
 #[tokio::test]
 async fn a_confirmation_after_the_old_validity_does_not_count() {
     let ttl = Duration::from_secs(1);
-    let (dlm, servers, proxies, guard, extended) = extend_with_late_answers(2 * ttl, ttl).await;
+    let (dlm, masters, guard, extended) = extend_with_late_answers(2 * ttl, ttl).await;
     assert!(!extended);
     assert!(!guard.is_valid());
     // The masters have all said yes; we just heard it too late.
-    for server in &servers {
+    for server in &masters {
         assert!(server.pttl(guard.resource()) > 20_000);
     }
     // Needs an answer that comes behind the late ones.
     let behind = dlm.lock(unique("behind"), TTL).await.unwrap();
     assert!(!guard.is_valid());
-    for proxy in &proxies {
+    for proxy in masters.proxies() {
         proxy.resume();
     }
     drop((guard, behind));
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    for server in &servers {
-        assert!(server.keys().is_empty(), "left on {}", server.addr());
-    }
+    assert!(masters.are_empty());
 }
 
 #[tokio::test]
 async fn a_slow_confirmation_within_the_old_validity_counts() {
     let late = Duration::from_millis(400);
-    let (_dlm, _servers, _proxies, guard, extended) =
-        extend_with_late_answers(late, 20 * late).await;
+    let (_dlm, _masters, guard, extended) = extend_with_late_answers(late, 20 * late).await;
     assert!(extended);
     assert!(guard.validity() > 20 * late);
 }
 
 #[tokio::test]
 async fn an_answer_after_the_request_timeout_does_not_count_and_the_next_one_does() {
-    let servers = Server::many::<3>();
-    let proxies = servers.each_ref().map(Proxy::start);
-    let dlm = Redlock::new(proxies.iter().map(Proxy::url)).unwrap();
-    let guard = lock_everywhere(&dlm, &servers, TTL).await;
-    for proxy in &proxies[1..] {
+    let masters = Masters::behind_proxies(3);
+    let dlm = masters.client();
+    let guard = lock_everywhere(&dlm, &masters, TTL).await;
+    for proxy in masters.proxies().skip(1) {
         proxy.delay_answers(Duration::from_millis(600));
     }
     let error = without_change(&guard, async || {
         let result = guard.extend(LONGER).await;
         // The answers to this come behind the late ones.
-        for proxy in &proxies[1..] {
+        for proxy in masters.proxies().skip(1) {
             proxy.delay_answers(Duration::ZERO);
         }
-        pass_all(&dlm, &servers).await;
+        pass_all(&dlm, &masters).await;
         result
     })
     .await
@@ -480,40 +430,38 @@ async fn an_answer_after_the_request_timeout_does_not_count_and_the_next_one_doe
 /// The refusal of the SET is under way while the extension sets the key: it must not be taken for the last word.
 #[tokio::test]
 async fn a_key_set_again_before_an_earlier_refusal_was_heard_is_released() {
-    let servers = Server::many::<3>();
-    let proxy = Proxy::start(&servers[2]);
-    let dlm = Redlock::new([servers[0].url(), servers[1].url(), proxy.url()]).unwrap();
-    pass_all(&dlm, &servers).await;
+    let masters = Masters::start(3).with_proxies([2]);
+    let dlm = masters.client();
+    pass_all(&dlm, &masters).await;
     let resource = unique("lock");
-    servers[2].set(&resource, "somebody else");
+    masters[2].set(&resource, "somebody else");
     // Within the request timeout, after which nobody listens.
     let late = Duration::from_millis(100);
-    proxy.delay_answers(late);
-    let refusals = servers[2].calls("set");
+    masters.proxy(2).delay_answers(late);
+    let refusals = masters[2].calls("set");
     let guard = dlm.lock(&resource, TTL).await.unwrap();
     eventually_async("the SET is refused", LONG, async || {
-        servers[2].calls("set") > refusals
+        masters[2].calls("set") > refusals
     })
     .await;
-    assert!(servers[2].del(&resource));
+    assert!(masters[2].del(&resource));
     guard.extend(TTL).await.unwrap();
     eventually_async("the key is set again", LONG, async || {
-        holds(&servers[2], &guard)
+        masters[2].holds(&guard)
     })
     .await;
     // Both answers come in.
     sleep(4 * late).await;
     guard.release().await.unwrap();
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    pass_all(&dlm, &servers).await;
-    for server in &servers {
+    pass_all(&dlm, &masters).await;
+    for server in &masters {
         assert_eq!(server.get(&resource), None, "left on {}", server.addr());
     }
 }
 
 /// Tries to get the lock all the time, and counts how often it was refused.
-fn rival(servers: &[Server], resource: &[u8], refused: Arc<AtomicU32>) -> JoinHandle<()> {
-    let dlm = client(servers);
+fn rival(dlm: Redlock, resource: &[u8], refused: Arc<AtomicU32>) -> JoinHandle<()> {
     let resource = resource.to_vec();
     tokio::spawn(async move {
         let soon = Duration::from_millis(5);
@@ -544,22 +492,22 @@ fn keep(guard: Arc<LockGuard>, ttl: Duration, done: Arc<AtomicBool>) -> JoinHand
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lock_extended_in_time_outlives_all_its_masters() {
     let ttl = Duration::from_millis(900);
-    let mut servers = Server::start_n(5);
-    let dlm = client(&servers);
-    let guard = Arc::new(lock_everywhere(&dlm, &servers, ttl).await);
+    let mut masters = Masters::start(5);
+    let dlm = masters.client();
+    let guard = Arc::new(lock_everywhere(&dlm, &masters, ttl).await);
     let (refused, done) = (
         Arc::new(AtomicU32::new(0)),
         Arc::new(AtomicBool::new(false)),
     );
     let keeper = keep(Arc::clone(&guard), ttl, Arc::clone(&done));
-    let rival = rival(&servers, guard.resource(), Arc::clone(&refused));
+    let rival = rival(masters.client(), guard.resource(), Arc::clone(&refused));
 
-    for server in &mut servers {
+    for server in &mut masters {
         server.kill();
         sleep(ttl + ttl / 10).await;
         server.restart();
         eventually_async("the key is there again", LONG, async || {
-            holds(server, &guard)
+            server.holds(&guard)
         })
         .await;
         assert!(!rival.is_finished() && !keeper.is_finished());
@@ -573,7 +521,7 @@ async fn a_lock_extended_in_time_outlives_all_its_masters() {
     assert!(guard.is_valid());
 
     // Nobody extends it any more: it is for the taking.
-    let next = client(&servers).lock(guard.resource(), TTL).await.unwrap();
+    let next = masters.client().lock(guard.resource(), TTL).await.unwrap();
     assert!(!guard.is_valid());
     next.release().await.unwrap();
 }

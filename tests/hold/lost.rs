@@ -8,19 +8,12 @@ use std::{env, io, io::BufRead, io::Read, thread};
 use futures::FutureExt;
 use redis::cmd;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
-use support::{Proxy, Server, eventually, eventually_async, test_process, unique};
+use support::{LONG, Masters, Server, Servers, eventually, eventually_async, test_process, unique};
 use tokio::task::JoinSet;
 use tokio_redlock::{ExtendError, KeepAlive, LockGuard, LossReason, Redlock};
 
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(20);
-
 /// How late a busy machine may wake up whoever waits for a moment.
 const LATE: Duration = Duration::from_millis(700);
-
-fn redlock(servers: &[Server]) -> Redlock {
-    Redlock::new(servers.iter().map(Server::url)).expect("valid URLs")
-}
 
 async fn keep_alive(dlm: &Redlock, resource: &str, ttl: Duration) -> LockGuard {
     let request = dlm.lock(resource, ttl).keep_alive(KeepAlive::new());
@@ -33,14 +26,9 @@ fn value(server: &Server, resource: &str) -> Option<String> {
 }
 
 /// The same, with the key on every master.
-async fn keep_alive_everywhere(servers: &[Server], resource: &str, ttl: Duration) -> LockGuard {
-    let guard = keep_alive(&redlock(servers), resource, ttl).await;
-    for server in servers {
-        eventually_async("set on the slower masters too", LONG, async || {
-            server.get(resource).is_some()
-        })
-        .await;
-    }
+async fn keep_alive_everywhere(masters: &Masters, resource: &str, ttl: Duration) -> LockGuard {
+    let guard = keep_alive(&masters.client(), resource, ttl).await;
+    masters.eventually_hold(&guard).await;
     guard
 }
 
@@ -63,8 +51,8 @@ async fn is_lost_with_its_validity(guard: &LockGuard) -> LossReason {
 
 #[tokio::test]
 async fn a_lock_that_is_not_extended_is_lost_when_its_validity_ends() {
-    let servers = Server::many::<3>();
-    let dlm = redlock(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.client();
     let guard = dlm.lock(unique("r"), Duration::from_millis(300)).await;
     let loss = is_lost_with_its_validity(&guard.unwrap()).await;
     assert_eq!(loss, LossReason::Expired);
@@ -73,9 +61,9 @@ async fn a_lock_that_is_not_extended_is_lost_when_its_validity_ends() {
 #[tokio::test]
 async fn when_all_masters_hang_a_lock_is_lost_when_its_validity_ends() {
     let ttl = Duration::from_millis(1_500);
-    let servers = Server::many::<5>();
-    let guard = keep_alive(&redlock(&servers), &unique("r"), ttl).await;
-    for server in &servers {
+    let masters = Masters::start(5);
+    let guard = keep_alive(&masters.client(), &unique("r"), ttl).await;
+    for server in &masters {
         server.freeze();
     }
     // Once this has failed, no answer from before can prolong the lock any more.
@@ -91,9 +79,9 @@ async fn when_all_masters_hang_a_lock_is_lost_when_its_validity_ends() {
 
 #[tokio::test]
 async fn when_all_masters_are_dead_a_lock_is_lost_when_its_validity_ends() {
-    let mut servers = Server::many::<3>();
-    let guard = keep_alive(&redlock(&servers), &unique("r"), Duration::from_secs(1)).await;
-    servers.iter_mut().for_each(Server::kill);
+    let mut masters = Masters::start(3);
+    let guard = keep_alive(&masters.client(), &unique("r"), Duration::from_secs(1)).await;
+    masters.iter_mut().for_each(Server::kill);
     let loss = is_lost_with_its_validity(&guard).await;
     assert_eq!(loss, LossReason::Expired);
 }
@@ -108,29 +96,29 @@ async fn renewals(server: &Server, count: u64) {
 }
 
 /// Waits for the loss, and asserts that the first renewal from now on found it.
-async fn is_taken_by_the_next_renewal(servers: &[Server], guard: &LockGuard) {
-    let calls: Vec<u64> = servers.iter().map(|s| s.calls("evalsha")).collect();
+async fn is_taken_by_the_next_renewal(masters: &[Server], guard: &LockGuard) {
+    let calls: Vec<u64> = masters.iter().map(|s| s.calls("evalsha")).collect();
     assert_eq!(guard.lost().await, LossReason::Taken);
     assert!(!guard.is_valid());
     eventually_async("one renewal", LONG, async || {
-        let renewals = servers
+        let renewals = masters
             .iter()
             .zip(&calls)
             .map(|(server, before)| server.calls("evalsha") - before);
-        renewals.eq(servers.iter().map(|_| 1))
+        renewals.eq(masters.iter().map(|_| 1))
     })
     .await;
 }
 
 #[tokio::test]
 async fn keys_deleted_from_a_majority_are_a_loss_within_one_renewal() {
-    let (servers, resource) = (Server::many::<5>(), unique("r"));
-    let guard = keep_alive_everywhere(&servers, &resource, Duration::from_secs(3)).await;
-    for server in &servers[..3] {
+    let (masters, resource) = (Masters::start(5), unique("r"));
+    let guard = keep_alive_everywhere(&masters, &resource, Duration::from_secs(3)).await;
+    for server in &masters[..3] {
         assert!(server.del(&resource));
     }
     let deleted = Instant::now();
-    is_taken_by_the_next_renewal(&servers, &guard).await;
+    is_taken_by_the_next_renewal(&masters, &guard).await;
     assert!(
         deleted.elapsed() < Duration::from_secs(1) + LATE,
         "told by the renewal, not by the deadline"
@@ -139,15 +127,14 @@ async fn keys_deleted_from_a_majority_are_a_loss_within_one_renewal() {
 
 #[tokio::test]
 async fn keys_deleted_from_a_majority_are_a_loss_also_while_a_master_is_down_and_one_is_slow() {
-    let (mut servers, resource) = (Server::many::<5>(), unique("r"));
-    let slow = Proxy::start(&servers[0]);
-    slow.delay_answers(Duration::from_millis(30));
-    let urls = servers[1..].iter().map(Server::url).chain([slow.url()]);
-    let dlm = Redlock::new(urls).expect("valid URLs");
+    let mut masters = Masters::start(5).with_proxies([0]);
+    let resource = unique("r");
+    masters.proxy(0).delay_answers(Duration::from_millis(30));
+    let dlm = masters.client();
     let guard = keep_alive(&dlm, &resource, Duration::from_secs(2)).await;
-    servers[4].kill();
-    renewals(&servers[0], 2).await;
-    for server in &servers[..3] {
+    masters[4].kill();
+    renewals(&masters[0], 2).await;
+    for server in &masters[..3] {
         assert!(server.del(&resource));
     }
     let loss = tokio::time::timeout(Duration::from_secs(5), guard.lost()).await;
@@ -156,64 +143,54 @@ async fn keys_deleted_from_a_majority_are_a_loss_also_while_a_master_is_down_and
 
 #[tokio::test]
 async fn keys_deleted_from_a_minority_come_back() {
-    let (servers, resource) = (Server::many::<5>(), unique("r"));
-    let guard = keep_alive_everywhere(&servers, &resource, Duration::from_secs(2)).await;
-    for server in &servers[..2] {
+    let (masters, resource) = (Masters::start(5), unique("r"));
+    let guard = keep_alive_everywhere(&masters, &resource, Duration::from_secs(2)).await;
+    for server in &masters[..2] {
         assert!(server.del(&resource));
     }
-    for server in &servers {
-        eventually_async("the key is back", LONG, async || {
-            value(server, &resource).is_some_and(|value| value == guard.value())
-        })
-        .await;
-    }
+    masters.eventually_hold(&guard).await;
     assert_eq!(is_lost(&guard), None);
     assert!(guard.is_valid());
     guard.release().await.expect("still ours");
-    for server in &servers {
-        eventually_async("released there too", LONG, async || {
-            server.keys().is_empty()
-        })
-        .await;
-    }
+    masters.eventually_empty().await;
 }
 
 #[tokio::test]
 async fn keys_taken_over_on_a_majority_are_a_loss_and_left_to_their_owner() {
-    let (servers, resource) = (Server::many::<5>(), unique("r"));
-    let dlm = redlock(&servers);
+    let (masters, resource) = (Masters::start(5), unique("r"));
+    let dlm = masters.client();
     let guard = keep_alive(&dlm, &resource, Duration::from_secs(3)).await;
-    for server in &servers[..3] {
+    for server in &masters[..3] {
         server.set(&resource, "another");
     }
-    is_taken_by_the_next_renewal(&servers, &guard).await;
+    is_taken_by_the_next_renewal(&masters, &guard).await;
     drop(guard);
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    for server in &servers[..3] {
+    for server in &masters[..3] {
         assert_eq!(value(server, &resource).as_deref(), Some("another"));
     }
-    for server in &servers[3..] {
+    for server in &masters[3..] {
         assert_eq!(value(server, &resource), None);
     }
 }
 
 #[tokio::test]
 async fn keys_taken_over_on_a_minority_are_no_loss() {
-    let (servers, resource) = (Server::many::<5>(), unique("r"));
-    let guard = keep_alive_everywhere(&servers, &resource, Duration::from_secs(2)).await;
-    for server in &servers[..2] {
+    let (masters, resource) = (Masters::start(5), unique("r"));
+    let guard = keep_alive_everywhere(&masters, &resource, Duration::from_secs(2)).await;
+    for server in &masters[..2] {
         server.set(&resource, "another");
     }
-    renewals(&servers[4], 2).await;
+    renewals(&masters[4], 2).await;
     assert_eq!(is_lost(&guard), None);
     assert!(guard.is_valid());
-    assert_eq!(value(&servers[0], &resource).as_deref(), Some("another"));
+    assert_eq!(value(&masters[0], &resource).as_deref(), Some("another"));
 }
 
 #[tokio::test]
 async fn an_extension_by_hand_that_finds_the_loss_wakes_those_who_wait() {
-    let (servers, resource) = (Server::many::<3>(), unique("r"));
-    let dlm = redlock(&servers);
+    let (masters, resource) = (Masters::start(3), unique("r"));
+    let dlm = masters.client();
     let guard = dlm.lock(&resource, Duration::from_secs(60)).await.unwrap();
     let guard = Arc::new(guard);
     let mut waiting = tokio::spawn({
@@ -222,7 +199,7 @@ async fn an_extension_by_hand_that_finds_the_loss_wakes_those_who_wait() {
     });
     tokio::task::yield_now().await;
     assert!((&mut waiting).now_or_never().is_none());
-    for server in &servers[..2] {
+    for server in &masters[..2] {
         server.set(&resource, "another");
     }
     let extended = guard.extend(Duration::from_secs(60)).await;
@@ -241,9 +218,9 @@ async fn an_extension_by_hand_that_finds_the_loss_wakes_those_who_wait() {
 
 #[tokio::test]
 async fn any_number_of_tasks_may_wait_any_number_of_times() {
-    let servers = Server::many::<3>();
+    let masters = Masters::start(3);
     let ttl = Duration::from_millis(500);
-    let guard = Arc::new(redlock(&servers).lock(unique("r"), ttl).await.unwrap());
+    let guard = Arc::new(masters.client().lock(unique("r"), ttl).await.unwrap());
     let mut tasks = JoinSet::new();
     for _ in 0..100 {
         let guard = Arc::clone(&guard);
@@ -260,7 +237,7 @@ async fn any_number_of_tasks_may_wait_any_number_of_times() {
 }
 
 /// Asserts that neither an extension nor the keys bring a lost lock back.
-async fn stays_lost(servers: &[Server], guard: &LockGuard, resource: &str, loss: LossReason) {
+async fn stays_lost(masters: &[Server], guard: &LockGuard, loss: LossReason) {
     for _ in 0..3 {
         let extended = guard.extend(Duration::from_secs(60)).await;
         assert!(
@@ -270,38 +247,36 @@ async fn stays_lost(servers: &[Server], guard: &LockGuard, resource: &str, loss:
         assert!(!guard.is_valid());
         assert_eq!(is_lost(guard), Some(loss));
     }
-    for server in servers {
-        assert_eq!(value(server, resource).as_deref(), Some(guard.value()));
-    }
+    assert!(masters.all_hold(guard));
 }
 
 #[tokio::test]
 async fn an_expired_lock_stays_lost_though_the_masters_still_hold_it() {
-    let (servers, resource) = (Server::many::<3>(), unique("r"));
-    let guard = redlock(&servers).lock(&resource, Duration::from_secs(1));
+    let (masters, resource) = (Masters::start(3), unique("r"));
+    let guard = masters.client().lock(&resource, Duration::from_secs(1));
     let guard = guard.await.unwrap();
-    for server in &servers {
+    for server in &masters {
         eventually_async("made to stay", LONG, async || {
             server.query(cmd("PERSIST").arg(&resource))
         })
         .await;
     }
     assert_eq!(guard.lost().await, LossReason::Expired);
-    stays_lost(&servers, &guard, &resource, LossReason::Expired).await;
+    stays_lost(&masters, &guard, LossReason::Expired).await;
 }
 
 #[tokio::test]
 async fn a_taken_lock_stays_lost_though_the_masters_hold_it_again() {
-    let (servers, resource) = (Server::many::<3>(), unique("r"));
-    let guard = keep_alive_everywhere(&servers, &resource, Duration::from_secs(2)).await;
-    for server in &servers {
+    let (masters, resource) = (Masters::start(3), unique("r"));
+    let guard = keep_alive_everywhere(&masters, &resource, Duration::from_secs(2)).await;
+    for server in &masters {
         server.set(&resource, "another");
     }
     assert_eq!(guard.lost().await, LossReason::Taken);
-    for server in &servers {
+    for server in &masters {
         server.set(&resource, guard.value());
     }
-    stays_lost(&servers, &guard, &resource, LossReason::Taken).await;
+    stays_lost(&masters, &guard, LossReason::Taken).await;
 }
 
 /// Set for the process that is stopped: the masters, separated by spaces.
@@ -319,13 +294,12 @@ fn a_process_that_was_stopped_past_its_validity_knows_it_when_it_goes_on() {
 }
 
 fn stop_a_holder() {
-    let servers = Server::many::<3>();
-    let urls: Vec<String> = servers.iter().map(Server::url).collect();
-    let mut holder = Holder::start(&urls.join(" "));
+    let masters = Masters::start(3);
+    let mut holder = Holder::start(&masters.urls().join(" "));
     holder.stop();
     let stopped = Instant::now();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime can be built");
-    let rival = redlock(&servers);
+    let rival = masters.client();
     let taken_over = runtime
         .block_on(rival.lock("driven", LONG).into_future())
         .expect("the holder's validity is over, so is the key's ttl");
@@ -333,13 +307,10 @@ fn stop_a_holder() {
     holder.go_on();
     holder.succeeds();
     assert!(taken_over.is_valid());
-    for server in &servers {
-        assert_eq!(
-            value(server, "driven").as_deref(),
-            Some(taken_over.value()),
-            "the late holder left it alone"
-        );
-    }
+    assert!(
+        masters.all_hold(&taken_over),
+        "the late holder left it alone"
+    );
 }
 
 /// The part of the process that is stopped.

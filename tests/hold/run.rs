@@ -5,31 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use support::{Server, eventually_async, unique};
+use support::{LONG, Masters, Server, Servers, eventually_async, unique};
 use tokio::sync::Notify;
 use tokio_redlock::{KeepAlive, LockError, LockGuard, LossReason, Redlock, RetryPolicy, RunError};
-
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(20);
 
 /// For locks that must not end before the test says so.
 const TTL: Duration = Duration::from_secs(60);
 
-fn redlock(servers: &[Server]) -> Redlock {
-    Redlock::new(servers.iter().map(Server::url)).expect("valid URLs")
-}
-
 /// Asserts that nothing is left, once all releases in the background are done.
-async fn is_free(dlm: &Redlock, servers: &[Server]) {
+async fn is_free(dlm: &Redlock, masters: &[Server]) {
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    for server in servers {
-        assert_eq!(server.keys(), [""; 0]);
-    }
+    assert!(masters.are_empty());
 }
 
-fn hold(servers: &[Server], guard: &LockGuard, resource: &str) -> bool {
-    let ours = |server: &&Server| server.get(resource) == Some(guard.value().into());
-    2 * servers.iter().filter(ours).count() > servers.len()
+fn quorum_holds(masters: &[Server], guard: &LockGuard) -> bool {
+    2 * masters.holders(guard) > masters.len()
 }
 
 /// Tells whether it was dropped.
@@ -62,23 +52,20 @@ async fn endless(dropped: &Flag) {
 
 #[tokio::test]
 async fn a_guard_drives_work_and_returns_its_output() {
-    let (servers, resource) = (Server::many::<3>(), unique("r"));
-    let guard = redlock(&servers).lock(&resource, TTL).await.unwrap();
+    let (masters, resource) = (Masters::start(3), unique("r"));
+    let guard = masters.client().lock(&resource, TTL).await.unwrap();
     let own = String::from("borrowed");
     let output = guard.run(async { own.as_str() }).await;
     assert_eq!(output, Ok("borrowed"));
     let failed: Result<(), &str> = Err("the work's own");
     assert_eq!(guard.run(async { failed }).await, Ok(failed));
-    assert!(
-        hold(&servers, &guard, &resource),
-        "held until the guard goes"
-    );
+    assert!(quorum_holds(&masters, &guard), "held until the guard goes");
 }
 
 #[tokio::test]
 async fn a_guard_drops_work_with_the_loss_and_says_which_lock_it_was() {
-    let (servers, resource) = (Server::many::<3>(), unique("r"));
-    let dlm = redlock(&servers);
+    let (masters, resource) = (Masters::start(3), unique("r"));
+    let dlm = masters.client();
     let guard = dlm.lock(&resource, Duration::from_millis(300)).await;
     let guard = guard.unwrap();
     let dropped = Flag::default();
@@ -92,8 +79,8 @@ async fn a_guard_drops_work_with_the_loss_and_says_which_lock_it_was() {
 
 #[tokio::test]
 async fn a_guard_that_is_lost_does_not_begin_any_work() {
-    let servers = Server::many::<3>();
-    let dlm = redlock(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.client();
     let guard = dlm.lock(unique("r"), Duration::from_millis(50)).await;
     let guard = guard.unwrap();
     guard.lost().await;
@@ -105,11 +92,11 @@ async fn a_guard_that_is_lost_does_not_begin_any_work() {
 
 #[tokio::test]
 async fn a_guard_drops_work_when_its_keys_are_taken_over() {
-    let (servers, resource) = (Server::many::<3>(), unique("r"));
-    let request = redlock(&servers).lock(&resource, Duration::from_secs(2));
+    let (masters, resource) = (Masters::start(3), unique("r"));
+    let request = masters.client().lock(&resource, Duration::from_secs(2));
     let guard = request.keep_alive(KeepAlive::new()).await.unwrap();
     let dropped = Flag::default();
-    for server in &servers[1..] {
+    for server in &masters[1..] {
         server.set(&resource, "another");
     }
     let lost = guard.run(endless(&dropped)).await.unwrap_err();
@@ -119,8 +106,8 @@ async fn a_guard_drops_work_when_its_keys_are_taken_over() {
 
 #[tokio::test]
 async fn several_futures_run_under_one_guard_and_one_that_is_given_up_leaves_it_held() {
-    let (servers, resource) = (Server::many::<3>(), unique("r"));
-    let guard = redlock(&servers).lock(&resource, TTL).await.unwrap();
+    let (masters, resource) = (Masters::start(3), unique("r"));
+    let guard = masters.client().lock(&resource, TTL).await.unwrap();
     let sum = tokio::join!(guard.run(async { 1 }), guard.run(async { 2 }));
     assert_eq!(sum, (Ok(1), Ok(2)));
     let dropped = Flag::default();
@@ -128,31 +115,31 @@ async fn several_futures_run_under_one_guard_and_one_that_is_given_up_leaves_it_
     assert!(given_up.await.is_err());
     assert!(dropped.is_raised());
     assert!(guard.is_valid());
-    assert!(hold(&servers, &guard, &resource));
+    assert!(quorum_holds(&masters, &guard));
 }
 
 #[tokio::test]
 async fn work_is_done_under_the_lock_which_is_gone_when_the_caller_gets_the_output() {
-    let (servers, resource) = (Server::many::<3>(), unique("r"));
-    let dlm = redlock(&servers);
+    let (masters, resource) = (Masters::start(3), unique("r"));
+    let dlm = masters.client();
     let output = dlm
         .with_lock(&resource, TTL, async |guard| {
             assert_eq!(guard.resource(), resource.as_bytes());
-            assert!(hold(&servers, guard, &resource));
-            let rival = redlock(&servers).try_lock(&resource, TTL).await;
+            assert!(quorum_holds(&masters, guard));
+            let rival = masters.client().try_lock(&resource, TTL).await;
             assert!(matches!(rival, Err(LockError::Taken(_))), "{rival:?}");
             "output"
         })
         .await;
     assert_eq!(output.unwrap(), "output");
-    let next = redlock(&servers).try_lock(&resource, TTL).await;
+    let next = masters.client().try_lock(&resource, TTL).await;
     drop(next.expect("released before the output was returned"));
 }
 
 #[tokio::test]
 async fn work_that_is_longer_than_the_ttl_is_kept_under_the_lock() {
-    let servers = Server::many::<3>();
-    let dlm = redlock(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.client();
     let ttl = Duration::from_secs(1);
     let work = async |guard: &LockGuard| {
         tokio::time::sleep(2 * ttl).await;
@@ -165,17 +152,17 @@ async fn work_that_is_longer_than_the_ttl_is_kept_under_the_lock() {
     let lost = lost.expect_err("nothing keeps this one alive");
     assert_eq!(lost.reason, LossReason::Expired);
     drop(guard);
-    is_free(&dlm, &servers).await;
+    is_free(&dlm, &masters).await;
 }
 
 #[tokio::test]
 async fn an_error_of_the_work_reaches_the_caller() {
-    let servers = Server::many::<3>();
-    let dlm = redlock(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.client();
     let work = async |_: &LockGuard| Err::<(), _>("the work's own");
     let failed = dlm.with_lock(unique("r"), TTL, work).await;
     assert_eq!(failed.unwrap(), Err("the work's own"));
-    is_free(&dlm, &servers).await;
+    is_free(&dlm, &masters).await;
 }
 
 #[derive(Debug, PartialEq)]
@@ -183,8 +170,8 @@ struct Oops(u32);
 
 #[tokio::test]
 async fn a_panic_of_the_work_reaches_the_caller_and_the_key_is_gone() {
-    let servers = Server::many::<3>();
-    let dlm = redlock(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.client();
     let panicking = tokio::spawn({
         let dlm = dlm.clone();
         async move {
@@ -197,13 +184,13 @@ async fn a_panic_of_the_work_reaches_the_caller_and_the_key_is_gone() {
     });
     let panic = panicking.await.unwrap_err().into_panic();
     assert_eq!(panic.downcast_ref(), Some(&Oops(7)));
-    is_free(&dlm, &servers).await;
+    is_free(&dlm, &masters).await;
 }
 
 #[tokio::test]
 async fn a_panic_before_the_first_step_of_the_work_leaves_no_key_either() {
-    let servers = Server::many::<3>();
-    let dlm = redlock(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.client();
     let panicking = tokio::spawn({
         let dlm = dlm.clone();
         async move {
@@ -213,13 +200,13 @@ async fn a_panic_before_the_first_step_of_the_work_leaves_no_key_either() {
     });
     let panic = panicking.await.unwrap_err().into_panic();
     assert_eq!(panic.downcast_ref(), Some(&Oops(8)));
-    is_free(&dlm, &servers).await;
+    is_free(&dlm, &masters).await;
 }
 
 #[tokio::test]
 async fn work_that_is_cancelled_is_dropped_and_the_key_is_gone() {
-    let servers = Server::many::<3>();
-    let dlm = redlock(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.client();
     let (begun, dropped) = (Notify::new(), Flag::default());
     let work = async |_: &LockGuard| {
         begun.notify_one();
@@ -230,13 +217,13 @@ async fn work_that_is_cancelled_is_dropped_and_the_key_is_gone() {
         () = begun.notified() => {}
     }
     assert!(dropped.is_raised());
-    is_free(&dlm, &servers).await;
+    is_free(&dlm, &masters).await;
 }
 
 #[tokio::test]
 async fn work_that_is_aborted_with_its_task_leaves_no_key() {
-    let servers = Server::many::<3>();
-    let dlm = redlock(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.client();
     let (begun, dropped) = (Arc::new(Notify::new()), Flag::default());
     let task = tokio::spawn({
         let (dlm, begun, dropped) = (dlm.clone(), Arc::clone(&begun), dropped.clone());
@@ -253,13 +240,13 @@ async fn work_that_is_aborted_with_its_task_leaves_no_key() {
     task.abort();
     assert!(task.await.unwrap_err().is_cancelled());
     assert!(dropped.is_raised());
-    is_free(&dlm, &servers).await;
+    is_free(&dlm, &masters).await;
 }
 
 #[tokio::test]
 async fn work_that_outlives_the_longest_lifetime_is_dropped_and_the_key_is_gone() {
-    let servers = Server::many::<3>();
-    let dlm = redlock(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.client();
     let dropped = Flag::default();
     let lifetime = Duration::from_millis(800);
     let start = Instant::now();
@@ -274,17 +261,17 @@ async fn work_that_outlives_the_longest_lifetime_is_dropped_and_the_key_is_gone(
     assert_eq!(lost.reason, LossReason::LifetimeReached);
     assert!(start.elapsed() >= lifetime);
     assert!(dropped.is_raised());
-    is_free(&dlm, &servers).await;
+    is_free(&dlm, &masters).await;
 }
 
 /// Breaks the masters while the work is done.
 async fn the_output_reaches_the_caller_though(breaks: impl Fn(&mut Server)) {
-    let mut servers = Server::many::<3>();
-    let dlm = redlock(&servers);
+    let mut masters = Masters::start(3);
+    let dlm = masters.client();
     let start = Instant::now();
     let output = dlm
         .with_lock(unique("r"), TTL, async |_| {
-            servers.iter_mut().for_each(breaks);
+            masters.iter_mut().for_each(breaks);
             "output"
         })
         .await;
@@ -304,10 +291,11 @@ async fn the_output_reaches_the_caller_though_the_release_is_not_answered() {
 
 #[tokio::test]
 async fn the_output_reaches_the_caller_though_the_keys_are_gone() {
-    let (servers, resource) = (Server::many::<3>(), unique("r"));
-    let output = redlock(&servers)
+    let (masters, resource) = (Masters::start(3), unique("r"));
+    let output = masters
+        .client()
         .with_lock(&resource, TTL, async |_| {
-            for server in &servers {
+            for server in &masters {
                 server.del(&resource);
             }
             "output"
@@ -318,11 +306,10 @@ async fn the_output_reaches_the_caller_though_the_keys_are_gone() {
 
 #[tokio::test]
 async fn work_without_the_lock_is_not_begun() {
-    let (mut servers, resource) = (Server::many::<3>(), unique("r"));
-    let held = redlock(&servers).lock(&resource, TTL).await.unwrap();
-    let dlm = Redlock::builder().retry(RetryPolicy::new().max_attempts(2));
-    let dlm = servers.iter().fold(dlm, |dlm, s| dlm.master(s.url()));
-    let dlm = dlm.build().unwrap();
+    let (mut masters, resource) = (Masters::start(3), unique("r"));
+    let held = masters.client().lock(&resource, TTL).await.unwrap();
+    let twice = RetryPolicy::new().max_attempts(2);
+    let dlm = masters.builder().retry(twice).build().unwrap();
     let begun = Flag::default();
     let work = |_: &LockGuard| {
         drop(begun.raise_when_dropped());
@@ -345,7 +332,7 @@ async fn work_without_the_lock_is_not_begun() {
         "{too_short:?}"
     );
     assert!(held.is_valid());
-    servers.iter_mut().for_each(Server::kill);
+    masters.iter_mut().for_each(Server::kill);
     let unreachable = dlm.with_lock(&resource, TTL, work).await;
     assert!(
         matches!(unreachable, Err(RunError::Lock(LockError::Unreachable(_)))),
@@ -356,8 +343,8 @@ async fn work_without_the_lock_is_not_begun() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn work_under_a_lock_can_be_spawned() {
-    let servers = Server::many::<3>();
-    let dlm = redlock(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.client();
     let state = Arc::new(AtomicBool::new(false));
 
     let borrows_nothing = tokio::spawn({
@@ -396,13 +383,13 @@ async fn work_under_a_lock_can_be_spawned() {
     assert!(Arc::ptr_eq(&moved, &state) && state.load(Ordering::SeqCst));
     assert_eq!(of_a_request.await.unwrap().unwrap().len(), 40);
     drives.await.unwrap().unwrap();
-    is_free(&dlm, &servers).await;
+    is_free(&dlm, &masters).await;
 }
 
 #[tokio::test]
 async fn work_waits_for_the_lock_until_it_is_released() {
-    let (servers, resource) = (Server::many::<3>(), unique("r"));
-    let dlm = redlock(&servers);
+    let (masters, resource) = (Masters::start(3), unique("r"));
+    let dlm = masters.client();
     let held = dlm.lock(&resource, TTL).await.unwrap();
     let begun = Flag::default();
     let waiting = async {
@@ -410,9 +397,9 @@ async fn work_waits_for_the_lock_until_it_is_released() {
         dlm.with_lock(&resource, TTL, work).await
     };
     let releasing = async {
-        let calls = servers[0].calls("set");
+        let calls = masters[0].calls("set");
         eventually_async("tried in vain", LONG, async || {
-            servers[0].calls("set") >= calls + 2
+            masters[0].calls("set") >= calls + 2
         })
         .await;
         assert!(!begun.is_raised());

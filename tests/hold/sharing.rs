@@ -4,18 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt};
-use support::{Server, unique};
+use support::{LONG, Masters, Servers, unique};
 use tokio::task::JoinSet;
 use tokio_redlock::{KeepAlive, LockError, LockGuard, Redlock};
 
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(20);
-
 const TTL: Duration = Duration::from_secs(60);
-
-fn redlock(servers: &[Server]) -> Redlock {
-    Redlock::new(servers.iter().map(Server::url)).expect("valid URLs")
-}
 
 async fn is_taken(rival: &Redlock, resource: &str) -> bool {
     match rival.try_lock(resource, TTL).await {
@@ -42,14 +35,11 @@ fn nested(guard: Arc<LockGuard>, rival: Redlock, depth: usize) -> BoxFuture<'sta
 
 #[tokio::test]
 async fn callers_that_nest_hold_the_lock_until_the_outermost_is_done() {
-    let (servers, resource) = (Server::many::<3>(), unique("r"));
-    let (dlm, rival) = (redlock(&servers), redlock(&servers));
+    let (masters, resource) = (Masters::start(3), unique("r"));
+    let (dlm, rival) = (masters.client(), masters.client());
     let guard = Arc::new(dlm.lock(&resource, TTL).await.unwrap());
-    let value = guard.value().to_owned();
     assert_eq!(nested(Arc::clone(&guard), rival.clone(), 5).await, 6);
-    for server in &servers {
-        assert_eq!(server.get(&resource).as_deref(), Some(value.as_bytes()));
-    }
+    assert!(masters.all_hold(&guard));
     drop(guard);
     assert_eq!(dlm.shutdown(LONG).await, 0);
     assert!(!is_taken(&rival, &resource).await);
@@ -57,8 +47,8 @@ async fn callers_that_nest_hold_the_lock_until_the_outermost_is_done() {
 
 #[tokio::test]
 async fn the_last_of_several_tasks_releases_whichever_that_is() {
-    let (servers, resource) = (Server::many::<3>(), unique("r"));
-    let (dlm, rival) = (redlock(&servers), redlock(&servers));
+    let (masters, resource) = (Masters::start(3), unique("r"));
+    let (dlm, rival) = (masters.client(), masters.client());
     let request = dlm.lock(&resource, Duration::from_secs(2));
     let guard = Arc::new(request.keep_alive(KeepAlive::new()).await.unwrap());
     let mut tasks = JoinSet::new();
@@ -82,9 +72,9 @@ async fn the_last_of_several_tasks_releases_whichever_that_is() {
 
 #[tokio::test]
 async fn a_shared_lock_is_extended_for_all_who_share_it() {
-    let servers = Server::many::<3>();
+    let masters = Masters::start(3);
     let short = Duration::from_secs(5);
-    let guard = Arc::new(redlock(&servers).lock(unique("r"), short).await.unwrap());
+    let guard = Arc::new(masters.client().lock(unique("r"), short).await.unwrap());
     let other = Arc::clone(&guard);
     assert!(other.validity() < short);
     guard.extend(TTL).await.unwrap();
@@ -93,12 +83,12 @@ async fn a_shared_lock_is_extended_for_all_who_share_it() {
 
 #[tokio::test]
 async fn the_last_who_shares_a_lock_can_wait_for_its_release() {
-    let (servers, resource) = (Server::many::<3>(), unique("r"));
-    let guard = Arc::new(redlock(&servers).lock(&resource, TTL).await.unwrap());
+    let (masters, resource) = (Masters::start(3), unique("r"));
+    let guard = Arc::new(masters.client().lock(&resource, TTL).await.unwrap());
     let other = Arc::clone(&guard);
     let guard = Arc::try_unwrap(guard).expect_err("not the last");
     drop(guard);
     let last = Arc::into_inner(other).expect("the last");
     last.release().await.expect("still ours");
-    assert!(!is_taken(&redlock(&servers), &resource).await);
+    assert!(!is_taken(&masters.client(), &resource).await);
 }

@@ -1,24 +1,19 @@
 //! Futures dropped at any point: nothing of ours is left on a master, except for a lock that was handed over.
 
 use std::future::{IntoFuture, poll_fn};
-use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use redis::aio::ConnectionLike;
 use redis::{Client, cmd};
-use support::{Proxy, Server, Upstream, eventually_async, unique};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::sync::oneshot;
+use support::{
+    Detour, LONG, Masters, Server, Servers, Upstream, current_thread, eventually_async,
+    multi_thread, unique,
+};
+use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
 use tokio_redlock::{LockError, LockGuard, Redlock, RetryPolicy};
-
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(20);
 
 /// Long against anything that a test does: a key that is gone was deleted.
 const TTL: Duration = Duration::from_secs(60);
@@ -94,141 +89,80 @@ async fn take_step(step: usize) {
 }
 
 /// Three masters, the last one behind a proxy.
-struct Masters {
-    servers: [Server; 3],
-    proxy: Proxy,
+fn start() -> Masters {
+    Masters::start(3).with_proxies([2])
 }
 
-impl Masters {
-    fn start() -> Self {
-        let servers = Server::many::<3>();
-        let proxy = Proxy::start(&servers[2]);
-        Self { servers, proxy }
-    }
+/// A client on the current runtime, which takes its steps when this one awaits.
+fn client_here(masters: &Masters) -> Redlock {
+    let builder = masters.builder().runtime(Handle::current());
+    builder.build().expect("valid masters")
+}
 
-    fn urls(&self) -> [String; 3] {
-        let [first, second, _] = &self.servers;
-        [first.url(), second.url(), self.proxy.url()]
+async fn client_with_given_connections(masters: &Masters) -> Redlock {
+    let mut builder = Redlock::builder().runtime(Handle::current());
+    for url in masters.urls() {
+        let client = Client::open(url).expect("a valid URL");
+        let connection = client.get_multiplexed_async_connection().await;
+        builder = builder.connection(connection.expect("a connection"));
     }
+    builder.build().expect("three masters")
+}
 
-    fn client(&self) -> Redlock {
-        Redlock::new(self.urls()).expect("valid URLs")
-    }
-
-    /// A client on the current runtime, which takes its steps when this one awaits.
-    fn client_here(&self) -> Redlock {
-        let builder = Redlock::builder().masters(self.urls());
-        builder
-            .runtime(Handle::current())
-            .build()
-            .expect("valid URLs")
-    }
-
-    async fn client_with_given_connections(&self) -> Redlock {
-        let mut builder = Redlock::builder().runtime(Handle::current());
-        for url in self.urls() {
-            let client = Client::open(url).expect("a valid URL");
-            let connection = client.get_multiplexed_async_connection().await;
-            builder = builder.connection(connection.expect("a connection"));
-        }
-        builder.build().expect("three masters")
-    }
-
-    fn fail(&self, fault: Fault) {
-        match fault {
-            Fault::None => {}
-            Fault::Slow => self.proxy.delay(Duration::from_millis(4)),
-            Fault::Frozen(count) => self.servers[3 - count..].iter().for_each(Server::freeze),
+impl Fault {
+    fn begin(self, masters: &Masters) {
+        match self {
+            Self::None => {}
+            Self::Slow => masters.proxy(2).delay(Duration::from_millis(4)),
+            Self::Frozen(count) => masters[3 - count..].iter().for_each(Server::freeze),
         }
     }
 
     /// From then on all masters answer, the slow one too.
-    fn recover(&self, fault: Fault) {
-        if let Fault::Frozen(count) = fault {
-            self.servers[3 - count..].iter().for_each(Server::thaw);
+    fn end(self, masters: &Masters) {
+        if let Self::Frozen(count) = self {
+            masters[3 - count..].iter().for_each(Server::thaw);
         }
     }
 
-    /// Closes the connections, which the client finds out when it next needs them.
-    fn disconnect(&self) {
-        self.servers.iter().for_each(Server::kill_clients);
-    }
-
-    /// How many SETs all masters have executed, or refused.
-    fn sets(&self) -> u64 {
-        self.servers.iter().map(|server| server.calls("set")).sum()
-    }
-
-    fn healthy(&self, fault: Fault) -> &[Server] {
-        match fault {
-            Fault::None | Fault::Slow => &self.servers,
-            Fault::Frozen(count) => &self.servers[..3 - count],
+    /// The masters that answer all the time.
+    fn spares(self, masters: &Masters) -> &[Server] {
+        match self {
+            Self::None | Self::Slow => masters,
+            Self::Frozen(count) => &masters[..3 - count],
         }
     }
 }
 
-fn holds(server: &Server, guard: &LockGuard) -> bool {
-    server.get(guard.resource()).as_deref() == Some(guard.value().as_bytes())
+/// Closes the connections, which the client finds out when it next needs them.
+fn disconnect(masters: &Masters) {
+    masters.iter().for_each(Server::kill_clients);
 }
 
 fn name(guard: &LockGuard) -> String {
     String::from_utf8(guard.resource().to_vec()).expect("ours are text")
 }
 
-async fn eventually_held(servers: &[Server], guard: &LockGuard) {
-    eventually_async("the key is there", LONG, async || {
-        servers.iter().all(|server| holds(server, guard))
-    })
-    .await;
-}
-
-/// Whether the key is on all masters, or comes there as soon as a request that is under way.
-async fn comes_to_all(servers: &[Server], guard: &LockGuard) -> bool {
-    for _ in 0..200 {
-        if servers.iter().all(|server| holds(server, guard)) {
-            return true;
-        }
-        sleep(Duration::from_millis(2)).await;
-    }
-    false
-}
-
-/// A lock that is on all masters, the last one too, which a busy machine may have made too slow for the first.
-async fn lock_everywhere(dlm: &Redlock, servers: &[Server]) -> LockGuard {
-    let start = Instant::now();
-    loop {
-        let guard = dlm.lock(unique("lock"), TTL).await.expect("it is free");
-        if comes_to_all(servers, &guard).await {
-            return guard;
-        }
-        assert!(start.elapsed() < LONG, "never on all masters");
-    }
+async fn lock_everywhere(dlm: &Redlock, masters: &[Server]) -> LockGuard {
+    masters.lock_everywhere(dlm, &unique("lock"), TTL).await
 }
 
 /// All that was begun is confirmed soon, no key that begins with `prefix` is left, and none comes later.
-async fn assert_clean(dlm: &Redlock, servers: &[Server], prefix: &str) {
+async fn assert_clean(dlm: &Redlock, masters: &[Server], prefix: &str) {
     assert_eq!(dlm.shutdown(SOON).await, 0, "not confirmed");
-    assert_none_left(servers, prefix, "when confirmed");
+    assert_none_left(masters, prefix, "when confirmed");
     // Comes behind whatever else is under way to any of them.
-    drop(lock_everywhere(dlm, servers).await);
-    assert_none_left(servers, prefix, "after the next request");
+    drop(lock_everywhere(dlm, masters).await);
+    assert_none_left(masters, prefix, "after the next request");
     assert_eq!(dlm.shutdown(LONG).await, 0);
 }
 
-fn assert_none_left(servers: &[Server], prefix: &str, when: &str) {
-    for server in servers {
+fn assert_none_left(masters: &[Server], prefix: &str, when: &str) {
+    for server in masters {
         let mut left = server.keys();
         left.retain(|key| key.starts_with(prefix));
         assert!(left.is_empty(), "left {when}: {left:?}");
     }
-}
-
-/// One of each kind.
-fn runtimes() -> [Runtime; 2] {
-    [Builder::new_current_thread(), Builder::new_multi_thread()].map(|mut builder| {
-        let builder = builder.worker_threads(2).enable_all();
-        builder.build().expect("a runtime")
-    })
 }
 
 /// An operation that is dropped at a moment, and what must hold then. Tells whether it had completed.
@@ -250,7 +184,7 @@ enum Home {
 fn at_every_step(masters: &Masters, connections: Connections, case: impl Case) {
     let mut most = 0;
     for home in [Home::Thread, Home::Here] {
-        for runtime in runtimes() {
+        for runtime in [current_thread(), multi_thread()] {
             let steps = runtime.block_on(until_complete(masters, connections, home, &case));
             most = most.max(steps);
         }
@@ -266,13 +200,13 @@ async fn until_complete(
 ) -> usize {
     let client = || match home {
         Home::Thread => masters.client(),
-        Home::Here => masters.client_here(),
+        Home::Here => client_here(masters),
     };
     let mut dlm = match connections {
-        Connections::Given => masters.client_with_given_connections().await,
+        Connections::Given => client_with_given_connections(masters).await,
         _ => client(),
     };
-    lock_everywhere(&dlm, &masters.servers).await.leak();
+    lock_everywhere(&dlm, masters).await.leak();
     for steps in 0..MANY {
         if connections == Connections::Fresh {
             dlm = client();
@@ -286,27 +220,26 @@ async fn until_complete(
 }
 
 fn locks(connections: Connections, fault: Fault) {
-    let masters = Masters::start();
+    let masters = start();
     let undone = AtomicU64::new(0);
     at_every_step(&masters, connections, async |dlm, moment| {
         let resource = unique("lock");
-        let sets = masters.sets();
+        let sets = masters.calls("set");
         if connections == Connections::Closed {
-            masters.disconnect();
+            disconnect(&masters);
         }
-        masters.fail(fault);
+        fault.begin(&masters);
         let outcome = poll_and_drop(dlm.try_lock(&resource, TTL), moment).await;
-        masters.recover(fault);
+        fault.end(&masters);
         let complete = outcome.is_some();
         match outcome {
             None => {}
             Some(Ok(guard)) => {
                 assert!(guard.is_valid());
-                let healthy = masters.healthy(fault);
-                let holders = healthy.iter().filter(|server| holds(server, &guard));
-                assert!(holders.count() >= 2, "handed over, and not there");
+                let healthy = fault.spares(&masters);
+                assert!(healthy.holders(&guard) >= 2, "handed over, and not there");
                 if matches!(connections, Connections::Warm | Connections::Given) {
-                    eventually_held(healthy, &guard).await;
+                    healthy.eventually_hold(&guard).await;
                 }
                 drop(guard);
             }
@@ -315,9 +248,9 @@ fn locks(connections: Connections, fault: Fault) {
         }
         assert_eq!(dlm.shutdown(SOON).await, 0, "not confirmed");
         if !complete {
-            undone.fetch_add(masters.sets() - sets, Ordering::Relaxed);
+            undone.fetch_add(masters.calls("set") - sets, Ordering::Relaxed);
         }
-        assert_clean(dlm, &masters.servers, &resource).await;
+        assert_clean(dlm, &masters, &resource).await;
         complete
     });
     // On a connection that is closed already nothing is executed.
@@ -334,15 +267,15 @@ fn fails(connections: Connections, fault: Fault) -> bool {
 }
 
 fn extensions(connections: Connections, fault: Fault) {
-    let masters = Masters::start();
+    let masters = start();
     at_every_step(&masters, connections, async |dlm, moment| {
-        let guard = lock_everywhere(dlm, &masters.servers).await;
+        let guard = lock_everywhere(dlm, &masters).await;
         if connections == Connections::Closed {
-            masters.disconnect();
+            disconnect(&masters);
         }
-        masters.fail(fault);
+        fault.begin(&masters);
         let outcome = poll_and_drop(guard.extend(2 * TTL), moment).await;
-        masters.recover(fault);
+        fault.end(&masters);
         let complete = outcome.is_some();
         match outcome {
             None => assert!(guard.validity() <= TTL, "extended by a dropped future"),
@@ -351,32 +284,30 @@ fn extensions(connections: Connections, fault: Fault) {
         }
         // Whatever came of it, the lock is held as before.
         assert!(guard.is_valid());
-        for server in &masters.servers {
-            assert!(holds(server, &guard), "released");
-        }
+        assert!(masters.all_hold(&guard), "released");
         let resource = name(&guard);
         drop(guard);
-        assert_clean(dlm, &masters.servers, &resource).await;
+        assert_clean(dlm, &masters, &resource).await;
         complete
     });
 }
 
 fn releases(connections: Connections, fault: Fault) {
-    let masters = Masters::start();
+    let masters = start();
     at_every_step(&masters, connections, async |dlm, moment| {
-        let guard = lock_everywhere(dlm, &masters.servers).await;
+        let guard = lock_everywhere(dlm, &masters).await;
         let resource = name(&guard);
         if connections == Connections::Closed {
-            masters.disconnect();
+            disconnect(&masters);
         }
-        masters.fail(fault);
+        fault.begin(&masters);
         let outcome = poll_and_drop(guard.release(), moment).await;
-        masters.recover(fault);
+        fault.end(&masters);
         match &outcome {
             None | Some(Ok(())) => {}
             Some(Err(_)) => assert!(fails(connections, fault)),
         }
-        assert_clean(dlm, &masters.servers, &resource).await;
+        assert_clean(dlm, &masters, &resource).await;
         outcome.is_some()
     });
 }
@@ -482,42 +413,40 @@ fn lazy() -> RetryPolicy {
 
 #[test]
 fn a_lock_dropped_at_any_step_of_many_attempts_leaves_nothing() {
-    let masters = Masters::start();
-    for runtime in runtimes() {
+    let masters = start();
+    for runtime in [current_thread(), multi_thread()] {
         runtime.block_on(async {
-            let (dlm, rival) = (masters.client_here(), masters.client());
-            let taken = lock_everywhere(&rival, &masters.servers).await;
+            let (dlm, rival) = (client_here(&masters), masters.client());
+            let taken = lock_everywhere(&rival, &masters).await;
             for steps in 0..40 {
                 let request = dlm.lock(taken.resource(), TTL).retry(hasty());
                 let outcome = poll_and_drop(request, Moment::AfterSteps(steps)).await;
                 assert!(outcome.is_none());
             }
             assert_eq!(dlm.shutdown(SOON).await, 0);
-            for server in &masters.servers {
-                assert!(holds(server, &taken));
-            }
+            assert!(masters.all_hold(&taken));
             let resource = name(&taken);
             taken.release().await.unwrap();
-            assert_clean(&dlm, &masters.servers, &resource).await;
+            assert_clean(&dlm, &masters, &resource).await;
         });
     }
 }
 
 #[tokio::test]
 async fn nothing_is_held_between_attempts_and_nothing_comes_of_a_wait_that_is_dropped() {
-    let masters = Masters::start();
+    let masters = start();
     let dlm = masters.client();
-    lock_everywhere(&dlm, &masters.servers).await.leak();
+    lock_everywhere(&dlm, &masters).await.leak();
     let resource = unique("lock");
-    let (taken, free) = masters.servers.split_at(2);
+    let (taken, free) = masters.split_at(2);
     for server in taken {
         server.set(&resource, "somebody else");
     }
-    let before = masters.sets();
+    let before = masters.calls("set");
     let mut request = dlm.lock(&resource, TTL).retry(lazy()).into_future();
     tokio::select! {
         outcome = &mut request => panic!("{outcome:?}"),
-        () = eventually_async("all are asked", LONG, async || masters.sets() == before + 3) => {}
+        () = eventually_async("all are asked", LONG, async || masters.calls("set") == before + 3) => {}
     }
     tokio::select! {
         outcome = &mut request => panic!("{outcome:?}"),
@@ -528,23 +457,23 @@ async fn nothing_is_held_between_attempts_and_nothing_comes_of_a_wait_that_is_dr
     for server in taken {
         assert!(server.del(&resource));
     }
-    assert_clean(&dlm, &masters.servers, &resource).await;
+    assert_clean(&dlm, &masters, &resource).await;
 }
 
 /// Freezes a majority: whatever asks now has one vote, and gets no second one until they thaw.
 fn freeze_majority(masters: &Masters) -> &[Server] {
-    let frozen = &masters.servers[1..];
+    let frozen = &masters[1..];
     frozen.iter().for_each(Server::freeze);
     frozen
 }
 
 #[test]
 fn a_lock_that_times_out_leaves_nothing() {
-    let masters = Masters::start();
-    for runtime in runtimes() {
+    let masters = start();
+    for runtime in [current_thread(), multi_thread()] {
         runtime.block_on(async {
             let dlm = masters.client();
-            lock_everywhere(&dlm, &masters.servers).await.leak();
+            lock_everywhere(&dlm, &masters).await.leak();
             let prefix = unique("lock");
             let frozen = freeze_majority(&masters);
             for millis in 0..20 {
@@ -553,24 +482,24 @@ fn a_lock_that_times_out_leaves_nothing() {
                 assert!(outcome.is_err(), "{outcome:?}");
             }
             frozen.iter().for_each(Server::thaw);
-            assert_clean(&dlm, &masters.servers, &prefix).await;
+            assert_clean(&dlm, &masters, &prefix).await;
 
             let in_time = timeout(LONG, dlm.lock(&prefix, TTL).into_future()).await;
             let guard = in_time.expect("time enough").expect("it is free");
-            eventually_held(&masters.servers, &guard).await;
+            masters.eventually_hold(&guard).await;
             drop(guard);
-            assert_clean(&dlm, &masters.servers, &prefix).await;
+            assert_clean(&dlm, &masters, &prefix).await;
         });
     }
 }
 
 #[test]
 fn a_lock_in_an_aborted_task_leaves_nothing() {
-    let masters = Masters::start();
-    for runtime in runtimes() {
+    let masters = start();
+    for runtime in [current_thread(), multi_thread()] {
         runtime.block_on(async {
             let dlm = masters.client();
-            lock_everywhere(&dlm, &masters.servers).await.leak();
+            lock_everywhere(&dlm, &masters).await.leak();
             let prefix = unique("lock");
             let frozen = freeze_majority(&masters);
             for millis in 0..10 {
@@ -581,35 +510,34 @@ fn a_lock_in_an_aborted_task_leaves_nothing() {
                 assert!(task.await.is_err_and(|error| error.is_cancelled()));
             }
             frozen.iter().for_each(Server::thaw);
-            assert_clean(&dlm, &masters.servers, &prefix).await;
+            assert_clean(&dlm, &masters, &prefix).await;
 
             let guard = tokio::spawn(dlm.lock(&prefix, TTL).into_future()).await;
             let guard = guard.expect("not aborted").expect("it is free");
-            eventually_held(&masters.servers, &guard).await;
+            masters.eventually_hold(&guard).await;
             drop(guard);
-            assert_clean(&dlm, &masters.servers, &prefix).await;
+            assert_clean(&dlm, &masters, &prefix).await;
         });
     }
 }
 
 /// Locks over connections some of which end when the SET is executed and before that is known.
 async fn lock_over_ending_connections(cut: usize, upstream: Upstream) {
-    let servers = Server::many::<3>();
-    let proxies = servers.each_ref().map(Proxy::start);
-    let dlm = Redlock::new(proxies.iter().map(Proxy::url)).unwrap();
-    lock_everywhere(&dlm, &servers).await.leak();
+    let masters = Masters::behind_proxies(3);
+    let dlm = masters.client();
+    lock_everywhere(&dlm, &masters).await.leak();
     let resource = unique("lock");
-    for proxy in &proxies[..cut] {
+    for proxy in masters.proxies().take(cut) {
         proxy.cut_after_request(&resource, upstream);
     }
     let outcome = dlm.try_lock(&resource, TTL).await;
     eventually_async("all execute it", LONG, async || {
-        servers.iter().all(|server| server.calls("set") == 2)
+        masters.iter().all(|server| server.calls("set") == 2)
     })
     .await;
     if cut < 2 {
         let guard = outcome.expect("the others are a quorum");
-        assert!(holds(&servers[1], &guard) && holds(&servers[2], &guard));
+        assert!(masters[1..].all_hold(&guard));
     } else {
         assert!(
             matches!(outcome, Err(LockError::Unreachable(_))),
@@ -617,16 +545,16 @@ async fn lock_over_ending_connections(cut: usize, upstream: Upstream) {
         );
     }
     assert_eq!(dlm.shutdown(SOON).await, 0, "not confirmed");
-    for server in &servers {
+    for server in &masters {
         assert_eq!(server.calls("del"), 1, "it had to be undone");
     }
-    assert_clean(&dlm, &servers, &resource).await;
-    for (place, proxy) in proxies.iter().enumerate() {
+    assert_clean(&dlm, &masters, &resource).await;
+    for (place, proxy) in masters.proxies().enumerate() {
         assert_eq!(proxy.connects() > 1, place < cut, "{}", proxy.connects());
     }
     // An old connection that the server still has would carry what is under way there.
     eventually_async("one connection is left", SOON, async || {
-        let connections = servers.iter().map(Server::connected_clients);
+        let connections = masters.iter().map(Server::connected_clients);
         connections.max() == Some(1)
     })
     .await;
@@ -641,79 +569,6 @@ async fn a_connection_cut_before_the_answer_leaves_nothing() {
     }
 }
 
-/// A way to a server that holds back the first request with a pattern, and cuts the client off at that moment.
-struct Detour {
-    url: String,
-    held: oneshot::Receiver<Held>,
-}
-
-/// What is still under way to the server on a connection that is at its end for the client.
-struct Held {
-    server: TcpStream,
-    request: Vec<u8>,
-}
-
-impl Detour {
-    async fn start(server: &Server, pattern: &str) -> io::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let url = format!("redis://{}", listener.local_addr()?);
-        let (hold, held) = oneshot::channel();
-        let hold = Arc::new(Mutex::new(Some(hold)));
-        let (target, pattern) = (server.addr(), pattern.as_bytes().to_vec());
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let server = TcpStream::connect(&target).await?;
-                tokio::spawn(relay(client, server, pattern.clone(), Arc::clone(&hold)));
-            }
-            io::Result::Ok(())
-        });
-        Ok(Self { url, held })
-    }
-}
-
-async fn relay(
-    mut client: TcpStream,
-    mut server: TcpStream,
-    pattern: Vec<u8>,
-    hold: Arc<Mutex<Option<oneshot::Sender<Held>>>>,
-) -> io::Result<()> {
-    let (mut requests, mut answers) = (vec![0; 1 << 16], vec![0; 1 << 16]);
-    loop {
-        tokio::select! {
-            length = client.read(&mut requests) => {
-                let request = &requests[..length?];
-                if request.is_empty() {
-                    return Ok(());
-                }
-                let found = request.windows(pattern.len()).any(|window| window == pattern);
-                let hold = found.then(|| hold.lock().expect("nobody panics").take()).flatten();
-                if let Some(hold) = hold {
-                    let _ = hold.send(Held { server, request: request.to_vec() });
-                    return Ok(());
-                }
-                server.write_all(request).await?;
-            }
-            length = server.read(&mut answers) => {
-                let answer = &answers[..length?];
-                if answer.is_empty() {
-                    return Ok(());
-                }
-                client.write_all(answer).await?;
-            }
-        }
-    }
-}
-
-impl Held {
-    /// Lets the request arrive, and waits until the server has done with the connection.
-    async fn deliver(mut self) {
-        // Fails where the server has closed the connection, which then is what was to be shown.
-        let _ = self.server.write_all(&self.request).await;
-        let _ = self.server.shutdown().await;
-        let _ = self.server.read_to_end(&mut Vec::new()).await;
-    }
-}
-
 /// What became of a SET that came to the third server only after all had been undone.
 struct Late {
     is_left: bool,
@@ -725,14 +580,14 @@ struct Late {
 
 /// Locks where one SET comes to the third server only after all has been undone.
 async fn late_set(third: &Server, cancelled: bool) -> Late {
-    let others = Server::many::<2>();
+    let others = Server::many(2);
     let resource = unique("lock");
     let set = format!("\r\nSET\r\n${}\r\n{resource}\r\n", resource.len());
-    let detour = Detour::start(third, &set).await.unwrap();
-    let dlm = Redlock::new([others[0].url(), others[1].url(), detour.url]).unwrap();
+    let detour = Detour::over_tcp(third, &set).await.unwrap();
+    let dlm = Redlock::new([others[0].url(), others[1].url(), detour.url()]).unwrap();
     let warm = dlm.lock(unique("warm"), TTL).await.unwrap();
-    eventually_held(&others, &warm).await;
-    eventually_async("the third too", LONG, async || holds(third, &warm)).await;
+    others.eventually_hold(&warm).await;
+    eventually_async("the third too", LONG, async || third.holds(&warm)).await;
     warm.release().await.unwrap();
 
     let late = if cancelled {
@@ -740,20 +595,20 @@ async fn late_set(third: &Server, cancelled: bool) -> Late {
         let mut request = dlm.lock(&resource, TTL).into_future();
         let late = tokio::select! {
             outcome = &mut request => panic!("{outcome:?}"),
-            late = detour.held => late,
+            late = detour.held() => late,
         };
         drop(request);
         others.iter().for_each(Server::thaw);
         late
     } else {
         let guard = dlm.lock(&resource, TTL).await.expect("two are a quorum");
-        let late = detour.held.await;
+        let late = detour.held().await;
         drop(guard);
         late
     };
     let unconfirmed = dlm.shutdown(SOON).await;
     assert_eq!(third.get(&resource), None);
-    late.expect("the SET was sent").deliver().await;
+    late.deliver().await;
     assert_none_left(&others, &resource, "where all came in time");
     Late {
         is_left: third.get(&resource).is_some(),

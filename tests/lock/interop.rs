@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use redis::{Client, Commands, cmd};
-use support::{Server, eventually_async, test_process, unique};
+use support::{LONG, Masters, Server, Servers, test_process, unique};
 use tokio::task::{JoinSet, spawn_blocking, yield_now};
 use tokio::time::sleep;
 use tokio_redlock::{LockError, LockGuard, Redlock, RetryPolicy, Vote};
@@ -16,24 +16,8 @@ use tokio_redlock::{LockError, LockGuard, Redlock, RetryPolicy, Vote};
 /// Longer than any test runs.
 const TTL: Duration = Duration::from_secs(120);
 
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(30);
-
 /// A value that another client may well use, and that is no text.
 const FOREIGN: &[u8] = b"\xff\xfe\x00\r\n";
-
-fn urls(servers: &[Server]) -> Vec<String> {
-    servers.iter().map(Server::url).collect()
-}
-
-/// A client that a busy machine does not make impatient.
-fn client(urls: &[String]) -> Redlock {
-    let builder = Redlock::builder().request_timeout(LONG);
-    let builder = urls
-        .iter()
-        .fold(builder, |builder, url| builder.master(url));
-    builder.build().expect("valid masters")
-}
 
 fn eager() -> RetryPolicy {
     let (shortest, longest) = (Duration::from_millis(1), Duration::from_millis(8));
@@ -49,25 +33,15 @@ fn assert_taken(attempt: Result<LockGuard, LockError>) {
     assert!(refused.count() >= 2, "{attempts}");
 }
 
-async fn assert_gone(servers: &[Server], resource: &str) {
-    for server in servers {
-        let gone = async || server.get(resource).is_none();
-        eventually_async("the key is gone", LONG, gone).await;
-    }
-}
-
 #[tokio::test]
 async fn a_client_is_refused_what_another_holds() {
-    let servers = Server::many::<3>();
-    let [one, other] = [client(&urls(&servers)), client(&urls(&servers))];
+    let masters = Masters::start(3);
+    let [one, other] = [masters.patient_client(), masters.patient_client()];
     let resource = unique("resource");
 
     let guard = one.lock(&resource, TTL).await.unwrap();
     assert_taken(other.try_lock(&resource, TTL).await);
-    assert_held(&servers, &resource).await;
-    for server in &servers {
-        assert_eq!(server.get(&resource).unwrap(), guard.value().as_bytes());
-    }
+    masters.eventually_hold(&guard).await;
     guard.release().await.unwrap();
 
     let guard = other.lock(&resource, TTL).await.unwrap();
@@ -77,8 +51,8 @@ async fn a_client_is_refused_what_another_holds() {
 
 #[tokio::test]
 async fn a_task_is_refused_what_another_of_the_same_client_holds() {
-    let servers = Server::many::<3>();
-    let dlm = client(&urls(&servers));
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let resource = unique("resource");
 
     let guard = dlm.lock(&resource, TTL).await.unwrap();
@@ -92,8 +66,8 @@ async fn a_task_is_refused_what_another_of_the_same_client_holds() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tasks_that_compete_are_never_inside_together() {
     const ROUNDS: usize = 5;
-    let servers = Server::many::<3>();
-    let clients = [client(&urls(&servers)), client(&urls(&servers))];
+    let masters = Masters::start(3);
+    let clients = [masters.patient_client(), masters.patient_client()];
     let resource = unique("resource");
     let inside = Arc::new(AtomicBool::new(false));
     let entered = Arc::new(AtomicUsize::new(0));
@@ -119,8 +93,8 @@ async fn tasks_that_compete_are_never_inside_together() {
 
 #[tokio::test]
 async fn other_resources_are_not_affected() {
-    let servers = Server::many::<3>();
-    let dlm = client(&urls(&servers));
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let name = unique("resource");
     let resources = [
         name.as_bytes().to_vec(),
@@ -139,22 +113,16 @@ async fn other_resources_are_not_affected() {
     for (resource, guard) in resources.iter().zip(&guards) {
         assert_eq!(guard.resource(), resource);
         assert_taken(dlm.try_lock(resource, TTL).await);
-        let value = guard.value().as_bytes();
-        let held = async || {
-            servers
-                .iter()
-                .all(|it| it.get(resource).as_deref() == Some(value))
-        };
-        eventually_async("every master holds it", LONG, held).await;
+        masters.eventually_hold(guard).await;
     }
 }
 
 /// `SET NX PX` on every master, as any Redlock client does it. Tells how many agreed.
-fn set_foreign(servers: &[Server], resource: &str) -> usize {
+fn set_foreign(masters: &[Server], resource: &str) -> usize {
     let mut set = cmd("SET");
     set.arg(resource).arg(FOREIGN).arg(&["NX", "PX", "120000"]);
     let set = |server: &&Server| server.query::<Option<String>>(&set).is_some();
-    servers.iter().filter(set).count()
+    masters.iter().filter(set).count()
 }
 
 fn is_foreign(server: &Server, resource: &str) -> bool {
@@ -163,11 +131,11 @@ fn is_foreign(server: &Server, resource: &str) -> bool {
 
 #[tokio::test]
 async fn a_foreign_lock_on_a_quorum_excludes_us_and_is_not_touched() {
-    let servers = Server::many::<3>();
-    let dlm = client(&urls(&servers));
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     for held in [2, 3] {
         let resource = unique("resource");
-        let (theirs, ours) = servers.split_at(held);
+        let (theirs, ours) = masters.split_at(held);
         assert_eq!(set_foreign(theirs, &resource), held);
 
         assert_taken(dlm.try_lock(&resource, TTL).await);
@@ -182,40 +150,40 @@ async fn a_foreign_lock_on_a_quorum_excludes_us_and_is_not_touched() {
 
 #[tokio::test]
 async fn a_foreign_key_on_a_minority_does_not_hinder_us_and_is_not_touched() {
-    let servers = Server::many::<3>();
-    let dlm = client(&urls(&servers));
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let resource = unique("resource");
-    let (theirs, ours) = servers.split_at(1);
+    let (theirs, ours) = masters.split_at(1);
     assert_eq!(set_foreign(theirs, &resource), 1);
 
     let guard = dlm.lock(&resource, TTL).await.unwrap();
     guard.extend(2 * TTL).await.unwrap();
     assert!(is_foreign(&theirs[0], &resource));
     guard.release().await.unwrap();
-    assert_gone(ours, &resource).await;
+    ours.eventually_empty().await;
     assert_eq!(dlm.shutdown(LONG).await, 0);
     assert!(is_foreign(&theirs[0], &resource));
 }
 
 #[tokio::test]
 async fn our_lock_excludes_a_foreign_client() {
-    let servers = Server::many::<3>();
-    let dlm = client(&urls(&servers));
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let resource = unique("resource");
     // Taken and given back, so that all connections are open.
     drop(dlm.lock(&resource, TTL).await.unwrap());
     let guard = dlm.lock(&resource, TTL).await.unwrap();
-    assert_held(&servers, &resource).await;
+    masters.eventually_hold(&guard).await;
 
-    assert_eq!(set_foreign(&servers, &resource), 0);
-    for server in &servers {
+    assert_eq!(set_foreign(&masters, &resource), 0);
+    assert!(masters.all_hold(&guard));
+    for server in &masters {
         let kind: String = server.query(cmd("TYPE").arg(&resource));
         assert_eq!(kind, "string");
-        assert_eq!(server.get(&resource).unwrap(), guard.value().as_bytes());
     }
     guard.release().await.unwrap();
-    assert_gone(&servers, &resource).await;
-    assert_eq!(set_foreign(&servers, &resource), 3);
+    masters.eventually_empty().await;
+    assert_eq!(set_foreign(&masters, &resource), 3);
 }
 
 /// What a process that a test started is to do. It runs the same test, and finds this in its environment.
@@ -242,9 +210,10 @@ impl Role {
             panic!("not a role: {role}");
         };
         let urls: Vec<String> = urls.split(',').map(str::to_owned).collect();
+        let builder = Redlock::builder().masters(&urls).request_timeout(LONG);
         let role = Self {
             task: task.to_owned(),
-            dlm: client(&urls),
+            dlm: builder.build().expect("valid masters"),
             urls,
             resource: resource.to_owned(),
             ttl: Duration::from_millis(ttl.parse().expect("a number")),
@@ -286,8 +255,8 @@ async fn count(dlm: &Redlock, counter: &str, resource: &str) {
 struct Process(Child);
 
 impl Process {
-    fn start(test: &str, task: &str, servers: &[Server], resource: &str, ttl: Duration) -> Self {
-        let (ttl, urls) = (ttl.as_millis(), urls(servers).join(","));
+    fn start(test: &str, task: &str, masters: &Masters, resource: &str, ttl: Duration) -> Self {
+        let (ttl, urls) = (ttl.as_millis(), masters.urls().join(","));
         let mut command = test_process(module_path!(), test);
         command
             .env(ROLE, format!("{task} {resource} {ttl} {urls}"))
@@ -310,26 +279,21 @@ impl Drop for Process {
     }
 }
 
-async fn assert_held(servers: &[Server], resource: &str) {
-    let held = async || servers.iter().all(|server| server.get(resource).is_some());
-    eventually_async("every master holds it", LONG, held).await;
-}
-
 #[tokio::test]
 async fn a_process_excludes_another_and_is_excluded_by_it() {
     Role::play_if_any().await;
     let test = "a_process_excludes_another_and_is_excluded_by_it";
-    let servers = Server::many::<3>();
-    let dlm = client(&urls(&servers));
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let resource = unique("resource");
 
-    let other = Process::start(test, "hold", &servers, &resource, TTL);
-    assert_held(&servers, &resource).await;
+    let other = Process::start(test, "hold", &masters, &resource, TTL);
+    masters.eventually_have(&resource).await;
     assert_taken(dlm.try_lock(&resource, TTL).await);
     other.end();
 
     let guard = dlm.lock(&resource, TTL).await.unwrap();
-    Process::start(test, "try", &servers, &resource, TTL).end();
+    Process::start(test, "try", &masters, &resource, TTL).end();
     guard.release().await.unwrap();
 }
 
@@ -337,13 +301,13 @@ async fn a_process_excludes_another_and_is_excluded_by_it() {
 async fn processes_that_compete_lose_no_update() {
     Role::play_if_any().await;
     let test = "processes_that_compete_lose_no_update";
-    let servers = Server::many::<3>();
+    let masters = Masters::start(3);
     let resource = unique("resource");
 
-    let others = [(); 2].map(|()| Process::start(test, "count", &servers, &resource, TTL));
-    count(&client(&urls(&servers)), &servers[0].url(), &resource).await;
+    let others = [(); 2].map(|()| Process::start(test, "count", &masters, &resource, TTL));
+    count(&masters.patient_client(), &masters[0].url(), &resource).await;
     others.into_iter().for_each(Process::end);
-    let total = servers[0].get("counter").unwrap();
+    let total = masters[0].get("counter").unwrap();
     assert_eq!(total, (3 * ROUNDS).to_string().as_bytes());
 }
 
@@ -351,17 +315,16 @@ async fn processes_that_compete_lose_no_update() {
 async fn a_killed_process_holds_its_lock_until_the_ttl_and_no_longer() {
     Role::play_if_any().await;
     let test = "a_killed_process_holds_its_lock_until_the_ttl_and_no_longer";
-    let servers = Server::many::<3>();
-    let dlm = client(&urls(&servers));
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let resource = unique("resource");
 
     let ttl = Duration::from_secs(4);
-    let other = Process::start(test, "hold", &servers, &resource, ttl);
-    assert_held(&servers, &resource).await;
+    let other = Process::start(test, "hold", &masters, &resource, ttl);
+    masters.eventually_have(&resource).await;
     drop(other);
     assert_taken(dlm.try_lock(&resource, TTL).await);
     let patient = RetryPolicy::new().max_wait(LONG);
     let guard = dlm.lock(&resource, TTL).retry(patient).await.unwrap();
-    assert_held(&servers, &resource).await;
-    assert_eq!(servers[0].get(&resource).unwrap(), guard.value().as_bytes());
+    masters.eventually_hold(&guard).await;
 }

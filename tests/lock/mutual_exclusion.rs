@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use support::{Server, unique};
+use support::{Masters, Server, unique};
 use tokio::runtime::Builder;
 use tokio::task::yield_now;
 use tokio_redlock::{LockError, Redlock, ReleaseError, RetryPolicy};
@@ -134,14 +134,15 @@ fn start_client(race: &Arc<Race>, client: usize, urls: Vec<String>) -> JoinHandl
 
 /// Five masters, the first of which remembers its keys over a restart: a master that forgot them could grant the
 /// lock again, which is no fault of the client's.
-fn masters() -> [Server; 5] {
+fn masters() -> Masters {
     let first = Server::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
-    let [second, third, fourth, fifth] = Server::many::<4>();
-    [first, second, third, fourth, fifth]
+    let mut masters = vec![first];
+    masters.extend(Server::many(4));
+    Masters::from(masters)
 }
 
 /// Kills and restarts the first master, freezes and thaws the last, at times both at once; never a majority.
-fn make_trouble(masters: &mut [Server; 5], pause: impl Fn(u64) -> bool) -> u32 {
+fn make_trouble(masters: &mut [Server], pause: impl Fn(u64) -> bool) -> u32 {
     let mut rounds = 0;
     while pause(150) {
         masters[4].freeze();
@@ -165,7 +166,7 @@ fn make_trouble(masters: &mut [Server; 5], pause: impl Fn(u64) -> bool) -> u32 {
 /// how often there was trouble.
 fn compete(race: &Arc<Race>, sets: [&[usize]; 2]) -> u32 {
     let mut masters = masters();
-    let urls = masters.each_ref().map(Server::url);
+    let urls = masters.urls();
     let clients = [0, 1].map(|client| {
         let set = sets[client].iter().map(|&place| urls[place].clone());
         start_client(race, client, set.collect())

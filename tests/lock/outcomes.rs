@@ -5,15 +5,12 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use redis::cmd;
-use support::{Server, eventually_async, unique};
+use support::{LONG, Server, eventually_async, unique};
 use tokio::time::sleep;
 use tokio_redlock::{Ballots, LockError, LockGuard, MasterError, Redlock, Vote};
 
 /// So long that no key goes by itself while a test runs.
 const TTL: Duration = Duration::from_secs(60);
-
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(20);
 
 /// Long enough for a master that works to answer on a busy machine.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
@@ -94,7 +91,7 @@ async fn all_64_cases_for_a_client_that_knows_the_faults() {
 }
 
 async fn every_case(knowledge: Knowledge) {
-    let mut servers = Servers::start();
+    let mut servers = Choice::start();
     let cases = servers.cases();
     if knowledge != Knowledge::Nothing {
         servers.connect(&cases).await;
@@ -124,11 +121,11 @@ async fn every_case(knowledge: Knowledge) {
     }
 }
 
-/// A client of its own for each case, whose masters are picked from these.
-struct Servers {
-    up: [Server; 3],
-    down: [Server; 3],
-    hung: [Server; 3],
+/// Three of each. Each case has a client of its own, whose masters are picked from these.
+struct Choice {
+    up: Vec<Server>,
+    down: Vec<Server>,
+    hung: Vec<Server>,
 }
 
 struct Case {
@@ -137,13 +134,13 @@ struct Case {
     dlm: Redlock,
 }
 
-impl Servers {
+impl Choice {
     fn start() -> Self {
-        let [a, b, c, d, e, f, g, h, i] = Server::many();
+        let mut servers = Server::many(9);
         Self {
-            up: [a, b, c],
-            down: [d, e, f],
-            hung: [g, h, i],
+            hung: servers.split_off(6),
+            down: servers.split_off(3),
+            up: servers,
         }
     }
 
@@ -253,7 +250,7 @@ impl Case {
         eventually_async("all faults are known", LONG, met).await;
     }
 
-    fn check(&self, servers: &Servers, expected: Outcome, result: &Result<LockGuard, LockError>) {
+    fn check(&self, servers: &Choice, expected: Outcome, result: &Result<LockGuard, LockError>) {
         let states = self.states;
         let as_expected = match result {
             Ok(_) => expected == Outcome::Granted,
@@ -272,7 +269,7 @@ impl Case {
     }
 
     /// Each master is told by its address, in order, and what it said fits what it is.
-    fn check_ballots(&self, servers: &Servers, ballots: &Ballots) {
+    fn check_ballots(&self, servers: &Choice, ballots: &Ballots) {
         let masters = self.states.iter().zip(servers.masters(self.states));
         let mut heard = 0;
         assert_eq!(ballots.iter().count(), 3);
@@ -286,8 +283,7 @@ impl Case {
 }
 
 fn client<'a>(masters: impl IntoIterator<Item = &'a Server>) -> Redlock {
-    let urls = masters.into_iter().map(Server::url);
-    let builder = urls.fold(Redlock::builder(), |builder, url| builder.master(url));
+    let builder = Redlock::builder().masters(masters.into_iter().map(Server::url));
     let dlm = builder.request_timeout(REQUEST_TIMEOUT).build();
     dlm.expect("different masters")
 }
@@ -320,7 +316,7 @@ fn contents(server: &Server) -> BTreeMap<String, String> {
 
 #[tokio::test]
 async fn five_masters_grant_what_at_most_two_of_them_have_given_away() {
-    let servers = Server::many::<5>();
+    let servers = Server::many(5);
     let dlm = client(&servers);
     for mask in 0..32_u32 {
         let resource = unique("resource");

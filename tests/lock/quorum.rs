@@ -3,46 +3,16 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use support::{Proxy, Server, eventually_async, unique};
+use support::{LONG, Masters, Proxy, Server, Servers, unique};
 use tokio_redlock::{ExtendError, LockError, LockGuard, MasterError, Redlock, ReleaseError, Vote};
 
 /// Longer than any test runs.
 const TTL: Duration = Duration::from_secs(120);
 
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(30);
-
 const FOREIGN: &[u8] = b"\xff\xfe\x00";
-
-fn build<'a>(urls: impl IntoIterator<Item = &'a String>, patience: Duration) -> Redlock {
-    let builder = Redlock::builder().request_timeout(patience);
-    let builder = urls
-        .into_iter()
-        .fold(builder, |builder, url| builder.master(url));
-    builder.build().expect("valid masters")
-}
-
-fn client(servers: &[Server]) -> Redlock {
-    let urls: Vec<_> = servers.iter().map(Server::url).collect();
-    build(&urls, LONG)
-}
 
 fn kill(servers: &mut [Server]) {
     servers.iter_mut().for_each(Server::kill);
-}
-
-async fn assert_held(servers: &[Server], guard: &LockGuard) {
-    let (resource, value) = (guard.resource(), guard.value().as_bytes());
-    let held = async || {
-        let mut values = servers.iter().map(|server| server.get(resource));
-        values.all(|held| held.as_deref() == Some(value))
-    };
-    eventually_async("every master holds it", LONG, held).await;
-}
-
-async fn assert_emptied(servers: &[Server]) {
-    let empty = async || servers.iter().all(|server| server.keys().is_empty());
-    eventually_async("nothing is left", LONG, empty).await;
 }
 
 fn assert_unreachable(attempt: Result<LockGuard, LockError>, down: &[Server]) {
@@ -64,19 +34,19 @@ fn assert_unreachable(attempt: Result<LockGuard, LockError>, down: &[Server]) {
 /// A whole life of a lock with as many masters down as a quorum can spare, and its failure with one more: down from
 /// the beginning, and going down while it is held.
 async fn assert_tolerates(masters: usize, failures: usize) {
-    let mut servers = Server::start_n(masters);
-    let dlm = client(&servers);
+    let mut servers = Masters::start(masters);
+    let dlm = servers.patient_client();
     let (held, lost) = (unique("held"), unique("lost"));
     let guard = dlm.lock(&held, TTL).await.unwrap();
     let losing = dlm.lock(&lost, TTL).await.unwrap();
-    assert_held(&servers, &guard).await;
-    assert_held(&servers, &losing).await;
+    servers.eventually_hold(&guard).await;
+    servers.eventually_hold(&losing).await;
 
     kill(&mut servers[..failures]);
     guard.extend(2 * TTL).await.unwrap();
     assert!(guard.validity() > TTL);
     guard.release().await.unwrap();
-    for dlm in [&dlm, &client(&servers)] {
+    for dlm in [&dlm, &servers.patient_client()] {
         let guard = dlm.lock(unique("resource"), TTL).await.unwrap();
         guard.extend(2 * TTL).await.unwrap();
         guard.release().await.unwrap();
@@ -95,10 +65,10 @@ async fn assert_tolerates(masters: usize, failures: usize) {
         matches!(released, Err(ReleaseError::Unconfirmed { .. })),
         "{released:?}"
     );
-    for dlm in [&dlm, &client(&servers)] {
+    for dlm in [&dlm, &servers.patient_client()] {
         assert_unreachable(dlm.try_lock(unique("resource"), TTL).await, down);
     }
-    assert_emptied(up).await;
+    up.eventually_empty().await;
 }
 
 #[tokio::test]
@@ -123,12 +93,16 @@ async fn four_masters_tolerate_one_failure() {
 
 #[tokio::test]
 async fn five_masters_tolerate_one_failure() {
-    let mut servers = Server::many::<5>();
+    let mut servers = Masters::start(5);
     kill(&mut servers[..1]);
-    let guard = client(&servers).lock("resource", TTL).await.unwrap();
+    let guard = servers
+        .patient_client()
+        .lock("resource", TTL)
+        .await
+        .unwrap();
     guard.extend(2 * TTL).await.unwrap();
     guard.release().await.unwrap();
-    assert_emptied(&servers[1..]).await;
+    servers[1..].eventually_empty().await;
 }
 
 #[tokio::test]
@@ -138,8 +112,8 @@ async fn five_masters_tolerate_two_failures() {
 
 /// Every set of masters whose key somebody else holds.
 async fn assert_majority_decides(masters: usize) {
-    let servers = Server::start_n(masters);
-    let dlm = client(&servers);
+    let servers = Masters::start(masters);
+    let dlm = servers.patient_client();
     drop(dlm.lock("all connections are open", TTL).await);
     assert_eq!(dlm.shutdown(LONG).await, 0);
     for taken in 0..1_usize << masters {
@@ -225,14 +199,14 @@ struct Case {
 }
 
 impl Case {
-    fn all(places: &[Place; 3]) -> Vec<Self> {
+    fn all(places: &[Place]) -> Vec<Self> {
         let all = [State::Free, State::Taken, State::Down, State::Hung];
         let state = |case: usize, place: usize| all[case >> (2 * place) & 3];
         let new = |case| Self::new(places, [0, 1, 2].map(|place| state(case, place)));
         (0..64).map(new).collect()
     }
 
-    fn new(places: &[Place; 3], states: [State; 3]) -> Self {
+    fn new(places: &[Place], states: [State; 3]) -> Self {
         let resource = format!("{states:?}");
         for (place, state) in places.iter().zip(states) {
             if state == State::Taken {
@@ -240,11 +214,12 @@ impl Case {
             }
         }
         let urls = [0, 1, 2].map(|place| places[place].url(states[place]));
-        let dlm = build(&urls, Duration::from_secs(1));
+        let builder = Redlock::builder().masters(&urls);
+        let dlm = builder.request_timeout(Duration::from_secs(1)).build();
         Self {
             states,
             resource,
-            dlm,
+            dlm: dlm.expect("valid masters"),
         }
     }
 
@@ -291,7 +266,7 @@ impl Case {
 
 #[tokio::test]
 async fn any_two_of_three_masters_decide_whatever_the_third_does() {
-    let places = Server::many::<3>().map(Place::start);
+    let places: Vec<_> = Server::many(3).into_iter().map(Place::start).collect();
     let cases = Case::all(&places);
     let attempt = async |case: &Case| {
         let attempt = case.dlm.try_lock(&case.resource, TTL).await;
@@ -314,9 +289,9 @@ async fn any_two_of_three_masters_decide_whatever_the_third_does() {
 
 #[tokio::test]
 async fn a_lock_that_is_taken_where_the_others_are_known_to_be_down_is_unreachable() {
-    let mut servers = Server::many::<3>();
+    let mut servers = Masters::start(3);
     kill(&mut servers[1..]);
-    let dlm = client(&servers);
+    let dlm = servers.patient_client();
     let resource = unique("resource");
     assert_unreachable(dlm.try_lock(&resource, TTL).await, &servers[1..]);
     servers[0].set_px(&resource, FOREIGN, 120_000);
@@ -329,8 +304,8 @@ async fn a_lock_that_is_taken_where_the_others_are_known_to_be_down_is_unreachab
 
 #[tokio::test]
 async fn a_hung_master_costs_no_time_while_the_others_decide() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let servers = Masters::start(3);
+    let dlm = servers.patient_client();
     let guard = dlm.lock(unique("resource"), TTL).await.unwrap();
     servers[0].freeze();
     // Otherwise each would take the request timeout, which is longer than the whole of this may take.

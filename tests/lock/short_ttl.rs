@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use futures::join;
-use support::{Proxy, Server, eventually_async, unique};
+use support::{LONG, Masters, Server, Servers, eventually_async, unique};
 use tokio_redlock::{
     ExtendError, LockError, LockFailure, LockGuard, Redlock, RetryPolicy, TtlError, Vote,
 };
@@ -13,18 +13,6 @@ const MS: Duration = Duration::from_millis(1);
 
 /// So long that no key goes by itself while a test runs.
 const TTL: Duration = Duration::from_secs(60);
-
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(20);
-
-/// Patient with masters that are well on a machine that is not.
-fn client(urls: impl IntoIterator<Item = String>) -> Redlock {
-    let builder = Redlock::builder().request_timeout(LONG);
-    let builder = urls
-        .into_iter()
-        .fold(builder, |builder, url| builder.master(url));
-    builder.build().expect("different masters")
-}
 
 /// The longest ttl there is: half of what Redis can count.
 const MAX_TTL: Duration = Duration::from_millis(1 << 62);
@@ -37,10 +25,10 @@ fn without_drift(ttl: Duration) -> Duration {
 }
 
 /// A client that has a connection to each of three masters.
-async fn connected(servers: &[Server; 3]) -> Redlock {
-    let dlm = client(servers.each_ref().map(Server::url));
+async fn connected(masters: &Masters) -> Redlock {
+    let dlm = masters.patient_client();
     drop(dlm.try_lock(unique("first"), TTL).await.unwrap());
-    let all = async || servers.iter().all(|server| server.connected_clients() == 1);
+    let all = async || masters.iter().all(|server| server.connected_clients() == 1);
     eventually_async("all are connected", LONG, all).await;
     assert_eq!(dlm.shutdown(LONG).await, 0);
     dlm
@@ -60,9 +48,9 @@ fn check_validity(guard: &LockGuard, ttl: Duration, start: Instant) -> Duration 
 #[tokio::test]
 async fn a_short_ttl_makes_a_valid_lock_or_an_error() {
     const ROUNDS: u64 = 25;
-    let servers = Server::many();
-    let dlm = connected(&servers).await;
-    let before = commands(&servers);
+    let masters = Masters::start(3);
+    let dlm = connected(&masters).await;
+    let before = commands(&masters);
     let mut valid = 0;
     for millis in 1..=20 {
         let ttl = millis * MS;
@@ -87,18 +75,18 @@ async fn a_short_ttl_makes_a_valid_lock_or_an_error() {
     }
     assert!(valid > ROUNDS, "only {valid} were valid");
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    commands_within(&servers, before, 18 * ROUNDS);
+    commands_within(&masters, before, 18 * ROUNDS);
 }
 
 #[tokio::test]
 async fn a_short_ttl_does_not_make_a_spin_of_waiting() {
-    let servers = Server::many();
-    let dlm = connected(&servers).await;
+    let masters = Masters::start(3);
+    let dlm = connected(&masters).await;
     let resource = unique("resource");
-    for server in &servers {
+    for server in &masters {
         server.set(&resource, "somebody else");
     }
-    let before = commands(&servers);
+    let before = commands(&masters);
     for millis in 3..=20 {
         let policy = RetryPolicy::new().delay(MS, 2 * MS).max_attempts(5);
         let request = dlm.lock(&resource, millis * MS).retry(policy);
@@ -110,20 +98,19 @@ async fn a_short_ttl_does_not_make_a_spin_of_waiting() {
         assert!(attempts.waited >= 4 * MS, "{:?}", attempts.waited);
     }
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    commands_within(&servers, before, 18 * 5);
+    commands_within(&masters, before, 18 * 5);
 }
 
 /// How many SETs and scripts each master has executed.
-fn commands(servers: &[Server; 3]) -> [[u64; 2]; 3] {
+fn commands(masters: &[Server]) -> Vec<[u64; 2]> {
     let scripts = |server: &Server| server.calls("evalsha") + server.calls("eval");
-    servers
-        .each_ref()
-        .map(|server| [server.calls("set"), scripts(server)])
+    let commands = |server: &Server| [server.calls("set"), scripts(server)];
+    masters.iter().map(commands).collect()
 }
 
 /// At most one SET and two compare-and-deletes for each attempt: the second is for when it has no answer.
-fn commands_within(servers: &[Server; 3], before: [[u64; 2]; 3], attempts: u64) {
-    for (before, after) in before.into_iter().zip(commands(servers)) {
+fn commands_within(masters: &[Server], before: Vec<[u64; 2]>, attempts: u64) {
+    for (before, after) in before.into_iter().zip(commands(masters)) {
         let [sets, scripts] = [0, 1].map(|kind| after[kind] - before[kind]);
         assert!(sets <= attempts, "{sets} for {attempts}");
         assert!(scripts <= 2 * attempts, "{scripts} for {attempts}");
@@ -132,13 +119,12 @@ fn commands_within(servers: &[Server; 3], before: [[u64; 2]; 3], attempts: u64) 
 
 #[tokio::test]
 async fn a_ttl_below_the_round_trip_ends_within_the_retry_policy() {
-    let servers = Server::many::<3>();
-    let proxies = servers.each_ref().map(Proxy::start);
-    let dlm = client(proxies.each_ref().map(Proxy::url));
+    let masters = Masters::behind_proxies(3);
+    let dlm = masters.patient_client();
     drop(dlm.try_lock(unique("first"), TTL).await.unwrap());
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    let before = commands(&servers);
-    for proxy in &proxies {
+    let before = commands(&masters);
+    for proxy in masters.proxies() {
         proxy.delay(50 * MS);
     }
 
@@ -155,10 +141,8 @@ async fn a_ttl_below_the_round_trip_ends_within_the_retry_policy() {
 
     assert_eq!(dlm.shutdown(LONG).await, 0);
     let attempts = u64::from(by_number.attempts + by_time.attempts);
-    commands_within(&servers, before, attempts);
-    for server in &servers {
-        assert_eq!(server.keys(), [""; 0]);
-    }
+    commands_within(&masters, before, attempts);
+    assert!(masters.are_empty());
 }
 
 /// Asks for a lock that is over before any answer can come.
@@ -174,14 +158,14 @@ async fn too_late(dlm: &Redlock, policy: RetryPolicy) -> LockFailure {
 /// The answers come in time, to a task that is kept from reading them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_quorum_that_is_noticed_too_late_is_no_lock() {
-    let servers = Server::many();
-    let dlm = connected(&servers).await;
+    let masters = Masters::start(3);
+    let dlm = connected(&masters).await;
     let blocked = async |ttl| {
-        servers.iter().for_each(Server::freeze);
+        masters.iter().for_each(Server::freeze);
         let start = Instant::now();
         let lock = dlm.try_lock(unique("resource"), ttl).into_future();
         let block = async {
-            servers.iter().for_each(Server::thaw);
+            masters.iter().for_each(Server::thaw);
             thread::sleep(100 * MS);
         };
         (join!(lock, block).0, start)
@@ -201,8 +185,8 @@ async fn a_quorum_that_is_noticed_too_late_is_no_lock() {
 
 #[tokio::test]
 async fn a_ttl_that_makes_no_sense_is_refused_before_anything_is_sent() {
-    let servers = Server::many::<3>();
-    let dlm = client(servers.each_ref().map(Server::url));
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     for short in [0, 1, 999_999, 1_000_000, 2_000_000, 2_999_999].map(Duration::from_nanos) {
         for request in [dlm.lock("resource", short), dlm.try_lock("resource", short)] {
             let refused = matches!(
@@ -221,7 +205,7 @@ async fn a_ttl_that_makes_no_sense_is_refused_before_anything_is_sent() {
             assert!(refused, "{long:?}");
         }
     }
-    for server in &servers {
+    for server in &masters {
         assert_eq!(server.connected_clients(), 0);
         assert_eq!(server.calls("client|info"), 0);
     }
@@ -236,13 +220,9 @@ const ABSURD: [Duration; 4] = [
 
 #[tokio::test]
 async fn an_extension_that_makes_no_sense_is_refused_before_anything_is_sent() {
-    let servers = Server::many();
-    let dlm = connected(&servers).await;
-    let scripts = || {
-        servers
-            .each_ref()
-            .map(|server| server.calls("evalsha") + server.calls("eval"))
-    };
+    let masters = Masters::start(3);
+    let dlm = connected(&masters).await;
+    let scripts = || masters.calls("evalsha") + masters.calls("eval");
     let before = scripts();
     let start = Instant::now();
     let guard = dlm.try_lock(unique("resource"), TTL).await.unwrap();
@@ -258,14 +238,14 @@ async fn an_extension_that_makes_no_sense_is_refused_before_anything_is_sent() {
 #[tokio::test]
 async fn the_longest_ttl_works() {
     const AGES: Duration = Duration::from_secs(500 * 365 * 24 * 3600);
-    let servers = Server::many();
-    let dlm = connected(&servers).await;
+    let masters = Masters::start(3);
+    let dlm = connected(&masters).await;
     let resource = unique("resource");
     let guard = dlm.try_lock(&resource, MAX_TTL).await.expect("granted");
     assert!(guard.validity() > AGES, "{:?}", guard.validity());
     guard.extend(MAX_TTL).await.expect("extended");
     assert!(guard.validity() > AGES, "{:?}", guard.validity());
-    let long = servers
+    let long = masters
         .iter()
         .filter(|server| server.pttl(&resource) > 1 << 61);
     assert!(long.count() >= 2);
@@ -275,8 +255,8 @@ async fn the_longest_ttl_works() {
 
 #[tokio::test]
 async fn fractions_of_a_millisecond_are_not_relied_on() {
-    let servers = Server::many();
-    let dlm = connected(&servers).await;
+    let masters = Masters::start(3);
+    let dlm = connected(&masters).await;
     for ttl in [
         Duration::from_nanos(5_000_999_999),
         Duration::from_micros(5_000_001),

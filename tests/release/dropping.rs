@@ -11,15 +11,12 @@ use std::{env, process, thread};
 
 use futures::future::join_all;
 use support::{
-    CAME_TO_ITS_END, Proxy, Server, comes_to_its_end, current_thread, eventually, eventually_async,
-    multi_thread, test_process, unique,
+    CAME_TO_ITS_END, LONG, Masters, Server, Servers, comes_to_its_end, current_thread, eventually,
+    eventually_async, multi_thread, test_process, unique,
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::sleep;
 use tokio_redlock::{LockGuard, Redlock};
-
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(20);
 
 /// Long against anything that a test does: a key that is gone was deleted.
 const TTL: Duration = Duration::from_secs(60);
@@ -33,35 +30,13 @@ const SETTLED: Duration = Duration::from_millis(400);
 /// Far less than 100 ms for each of many guards, and far more than a busy machine needs.
 const BOUND: Duration = Duration::from_secs(5);
 
-fn client(servers: &[Server]) -> Redlock {
-    Redlock::new(servers.iter().map(Server::url)).expect("valid URLs")
-}
-
-fn holds(server: &Server, guard: &LockGuard) -> bool {
-    server.get(guard.resource()).as_deref() == Some(guard.value().as_bytes())
-}
-
-/// A lock that is on all masters, the last one too, which a busy machine may have made too slow for the first.
-async fn lock_everywhere(dlm: &Redlock, servers: &[Server], resource: &str) -> LockGuard {
-    let start = Instant::now();
-    loop {
-        let guard = dlm.lock(resource, TTL).await.expect("it is free");
-        let latest = Instant::now() + SETTLED;
-        while Instant::now() < latest {
-            if servers.iter().all(|server| holds(server, &guard)) {
-                return guard;
-            }
-            sleep(Duration::from_millis(2)).await;
-        }
-        assert!(start.elapsed() < LONG, "never on all masters");
-        drop(guard);
-        assert_eq!(dlm.shutdown(LONG).await, 0);
-    }
+async fn lock_everywhere(dlm: &Redlock, masters: &[Server], resource: &str) -> LockGuard {
+    masters.lock_everywhere(dlm, resource, TTL).await
 }
 
 /// Locks many resources, some at a time.
-async fn lock_many(dlm: &Redlock, servers: &[Server], count: usize) -> Vec<LockGuard> {
-    drop(lock_everywhere(dlm, servers, &unique("lock")).await);
+async fn lock_many(dlm: &Redlock, masters: &[Server], count: usize) -> Vec<LockGuard> {
+    drop(lock_everywhere(dlm, masters, &unique("lock")).await);
     assert_eq!(dlm.shutdown(LONG).await, 0);
     let mut guards = Vec::new();
     while guards.len() < count {
@@ -69,30 +44,26 @@ async fn lock_many(dlm: &Redlock, servers: &[Server], count: usize) -> Vec<LockG
         guards.extend(some.into_iter().map(|guard| guard.expect("it is free")));
     }
     eventually_async("all keys are everywhere", LONG, async || {
-        servers.iter().all(|server| server.keys().len() == count)
+        masters.iter().all(|server| server.keys().len() == count)
     })
     .await;
     guards
 }
 
-fn are_empty(servers: &[Server]) -> bool {
-    servers.iter().all(|server| server.keys().is_empty())
-}
-
 /// Freezes the last one, if so wished, and returns those that still answer.
-fn freeze_last(servers: &[Server], frozen: bool) -> &[Server] {
+fn freeze_last(masters: &[Server], frozen: bool) -> &[Server] {
     if !frozen {
-        return servers;
+        return masters;
     }
-    let (last, others) = servers.split_last().expect("there are some");
+    let (last, others) = masters.split_last().expect("there are some");
     last.freeze();
     others
 }
 
 /// Gets rid of what a frozen master could not be told to delete.
-fn thaw_last(servers: &[Server], frozen: bool) {
+fn thaw_last(masters: &[Server], frozen: bool) {
     if frozen {
-        let last = servers.last().expect("there are some");
+        let last = masters.last().expect("there are some");
         last.thaw();
         last.query::<()>(&redis::cmd("FLUSHALL"));
     }
@@ -101,13 +72,13 @@ fn thaw_last(servers: &[Server], frozen: bool) {
 /// Drops a guard in some way on either kind of runtime, with and without a frozen master: it must be gone soon.
 /// The runtime, if the situation does not end it, goes on.
 fn is_gone_after(situation: impl Fn(Runtime, LockGuard) -> Option<Runtime>) {
-    let servers = Server::many::<3>();
+    let masters = Masters::start(3);
     for frozen in [false, true] {
         for runtime in [current_thread(), multi_thread()] {
-            let dlm = client(&servers);
+            let dlm = masters.client();
             let resource = unique("lock");
-            let guard = runtime.block_on(lock_everywhere(&dlm, &servers, &resource));
-            let reachable = freeze_last(&servers, frozen);
+            let guard = runtime.block_on(lock_everywhere(&dlm, &masters, &resource));
+            let reachable = freeze_last(&masters, frozen);
             let start = Instant::now();
             let runtime = situation(runtime, guard);
             assert!(start.elapsed() < BOUND);
@@ -121,7 +92,7 @@ fn is_gone_after(situation: impl Fn(Runtime, LockGuard) -> Option<Runtime>) {
                     runtime.block_on(eventually_async("gone", SOON, async || gone()));
                 }
             }
-            thaw_last(&servers, frozen);
+            thaw_last(&masters, frozen);
         }
     }
 }
@@ -145,18 +116,18 @@ fn a_guard_dropped_within_a_living_runtime_is_released() {
 
 #[test]
 fn a_guard_dropped_after_block_on_is_released() {
-    let servers = Server::many::<3>();
+    let masters = Masters::start(3);
     for frozen in [false, true] {
         for runtime in [current_thread(), multi_thread()] {
-            let dlm = client(&servers);
+            let dlm = masters.client();
             let resource = unique("lock");
-            let guard = runtime.block_on(lock_everywhere(&dlm, &servers, &resource));
-            let reachable = freeze_last(&servers, frozen);
+            let guard = runtime.block_on(lock_everywhere(&dlm, &masters, &resource));
+            let reachable = freeze_last(&masters, frozen);
             drop(guard);
             // The runtime exists all the time, but need not run for that.
-            eventually("gone", SOON, || are_empty(reachable));
+            eventually("gone", SOON, || reachable.are_empty());
             drop(runtime);
-            thaw_last(&servers, frozen);
+            thaw_last(&masters, frozen);
         }
     }
 }
@@ -328,18 +299,18 @@ fn a_guard_in_a_task_that_a_shutdown_with_a_timeout_drops_is_released() {
 
 /// Ends a runtime with many guards in its tasks in some way, which must not take a time for each.
 fn many_are_gone_after(end: impl Fn(Runtime, Vec<LockGuard>)) {
-    let servers = Server::many::<3>();
+    let masters = Masters::start(3);
     for frozen in [false, true] {
         for runtime in [current_thread(), multi_thread()] {
-            let dlm = client(&servers);
-            let guards = runtime.block_on(lock_many(&dlm, &servers, 500));
-            let reachable = freeze_last(&servers, frozen);
+            let dlm = masters.client();
+            let guards = runtime.block_on(lock_many(&dlm, &masters, 500));
+            let reachable = freeze_last(&masters, frozen);
             let start = Instant::now();
             end(runtime, guards);
             let took = start.elapsed();
             assert!(took < BOUND, "{took:?} with frozen: {frozen}");
-            eventually("all gone", SOON, || are_empty(reachable));
-            thaw_last(&servers, frozen);
+            eventually("all gone", SOON, || reachable.are_empty());
+            thaw_last(&masters, frozen);
         }
     }
 }
@@ -372,10 +343,10 @@ fn many_guards_dropped_at_the_end_of_block_on_are_released_as_the_runtime_goes()
 
 #[tokio::test]
 async fn dropping_many_guards_never_blocks_a_living_runtime() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
-    let guards = lock_many(&dlm, &servers, 1_000).await;
-    let reachable = freeze_last(&servers, true);
+    let masters = Masters::start(3);
+    let dlm = masters.client();
+    let guards = lock_many(&dlm, &masters, 1_000).await;
+    let reachable = freeze_last(&masters, true);
     let ticks = Arc::new(AtomicU32::new(0));
     let ticking = tokio::spawn(tick(Arc::clone(&ticks)));
 
@@ -383,7 +354,7 @@ async fn dropping_many_guards_never_blocks_a_living_runtime() {
     drop(guards);
     let took = start.elapsed();
     assert!(took < BOUND, "{took:?}");
-    eventually_async("all gone", SOON, async || are_empty(reachable)).await;
+    eventually_async("all gone", SOON, async || reachable.are_empty()).await;
 
     // The releases wait for the frozen one; nobody else does.
     assert_eq!(dlm.shutdown(Duration::ZERO).await, 1_000);
@@ -393,9 +364,9 @@ async fn dropping_many_guards_never_blocks_a_living_runtime() {
     })
     .await;
     assert!(!ticking.is_finished());
-    servers[2].thaw();
+    masters[2].thaw();
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    assert!(are_empty(&servers));
+    assert!(masters.are_empty());
 }
 
 async fn tick(ticks: Arc<AtomicU32>) {
@@ -407,60 +378,60 @@ async fn tick(ticks: Arc<AtomicU32>) {
 
 #[test]
 fn a_lock_under_way_as_the_runtime_goes_leaves_nothing() {
-    let servers = Server::many::<3>();
+    let masters = Masters::start(3);
     for runtime in [current_thread(), multi_thread()] {
-        let dlm = client(&servers);
+        let dlm = masters.client();
         let (resource, warm) = (unique("lock"), unique("lock"));
         runtime.block_on(async {
-            drop(lock_everywhere(&dlm, &servers, &warm).await);
+            drop(lock_everywhere(&dlm, &masters, &warm).await);
             assert_eq!(dlm.shutdown(LONG).await, 0);
             // It gets one vote, and waits for a second one.
-            servers[1..].iter().for_each(Server::freeze);
+            masters[1..].iter().for_each(Server::freeze);
             let request = dlm.lock(&resource, TTL).into_future();
             tokio::spawn(async move { request.await.map(LockGuard::leak) });
             eventually_async("one vote", LONG, async || {
-                servers[0].get(&resource).is_some()
+                masters[0].get(&resource).is_some()
             })
             .await;
         });
         drop(runtime);
-        eventually("gone", SOON, || servers[0].keys().is_empty());
-        servers[1..].iter().for_each(Server::thaw);
+        eventually("gone", SOON, || masters[0].keys().is_empty());
+        masters[1..].iter().for_each(Server::thaw);
     }
 }
 
 #[test]
 fn a_guard_dropped_beside_a_running_runtime_is_released_on_a_master_that_hangs_for_a_while() {
     for _ in 0..3 {
-        let (servers, runtime) = (Server::many::<3>(), current_thread());
-        let dlm = client(&servers);
+        let (masters, runtime) = (Masters::start(3), current_thread());
+        let dlm = masters.client();
         runtime.block_on(async {
-            drop(lock_everywhere(&dlm, &servers, "warm").await);
+            drop(lock_everywhere(&dlm, &masters, "warm").await);
             assert_eq!(dlm.shutdown(LONG).await, 0);
-            servers[0].freeze();
+            masters[0].freeze();
             let guard = dlm.lock("lock", TTL).await.expect("it is free");
             let dropping = tokio::task::spawn_blocking(move || {
                 // Not within the runtime.
                 thread::spawn(move || drop(guard)).join()
             });
             dropping.await.expect("no panic").expect("no panic");
-            servers[0].thaw();
+            masters[0].thaw();
             assert_eq!(dlm.shutdown(LONG).await, 0);
             sleep(SETTLED).await;
         });
-        assert!(servers.iter().all(|server| server.keys().is_empty()));
+        assert!(masters.are_empty());
     }
 }
 
 /// Unlike our own connections, those cannot be found to hang by opening others.
 #[test]
 fn a_runtime_ends_soon_though_many_releases_over_given_connections_wait_for_a_master_that_hangs() {
-    let servers = Server::many::<3>();
+    let masters = Masters::start(3);
     let [home, runtime] = [multi_thread(), current_thread()];
     let given = home.block_on(async {
         let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
         let mut given = Redlock::builder();
-        for server in &servers {
+        for server in &masters {
             let client = redis::Client::open(server.url()).expect("a valid URL");
             let connection = client.get_multiplexed_async_connection_with_config(&config);
             given = given.connection(connection.await.expect("it accepts connections"));
@@ -471,11 +442,11 @@ fn a_runtime_ends_soon_though_many_releases_over_given_connections_wait_for_a_ma
         let dlm = given.build().expect("valid masters");
         drop(dlm.lock("warm", TTL).await.expect("it is free"));
         assert_eq!(dlm.shutdown(LONG).await, 0);
-        servers[0].freeze();
+        masters[0].freeze();
         for _ in 0..100 {
             drop(dlm.lock(unique("lock"), TTL).await.expect("it is free"));
         }
-        let clean = async || servers[1..].iter().all(|server| server.keys().is_empty());
+        let clean = async || masters[1..].are_empty();
         eventually_async("the others are clean", LONG, clean).await;
         dlm
     });
@@ -490,12 +461,12 @@ const LATE: Duration = Duration::from_millis(600);
 
 /// Ends a runtime in some way while the SET to one of three masters is still under way, and tells what came of it.
 fn late_set_is_left(runtime: Runtime, end: impl Fn(Runtime, LockGuard) -> Option<Runtime>) -> bool {
-    let servers = Server::many::<3>();
-    let proxy = Proxy::start(&servers[2]);
-    let dlm = Redlock::new([servers[0].url(), servers[1].url(), proxy.url()]).expect("valid URLs");
+    let masters = Masters::start(3).with_proxies([2]);
+    let proxy = masters.proxy(2);
+    let dlm = masters.client();
     let resource = unique("lock");
     let guard = runtime.block_on(async {
-        drop(lock_everywhere(&dlm, &servers, &resource).await);
+        drop(lock_everywhere(&dlm, &masters, &resource).await);
         assert_eq!(dlm.shutdown(LONG).await, 0);
         proxy.delay(LATE);
         let guard = dlm.lock(&resource, TTL).await.expect("two are a quorum");
@@ -504,16 +475,16 @@ fn late_set_is_left(runtime: Runtime, end: impl Fn(Runtime, LockGuard) -> Option
         proxy.delay(Duration::ZERO);
         guard
     });
-    assert_eq!(servers[2].get(&resource), None, "too late to show anything");
+    assert_eq!(masters[2].get(&resource), None, "too late to show anything");
     let start = Instant::now();
     let runtime = end(runtime, guard);
-    eventually("gone where it was", SOON, || are_empty(&servers[..2]));
+    eventually("gone where it was", SOON, || masters[..2].are_empty());
     if let Some(runtime) = runtime {
         assert_eq!(runtime.block_on(dlm.shutdown(LONG)), 0);
     }
     // By then it has arrived, if it ever does.
     thread::sleep((2 * LATE).saturating_sub(start.elapsed()));
-    servers[2].get(&resource).is_some()
+    masters[2].get(&resource).is_some()
 }
 
 #[test]
@@ -558,11 +529,10 @@ const RESOURCE: &str = "DROPPING_RESOURCE";
 const FLAVOR: &str = "DROPPING_FLAVOR";
 
 /// Runs a test below, ignored otherwise, as a process of its own; it must neither fail nor tell of a panic.
-fn run(child: &str, servers: &[Server], resource: &str, flavor: &str) {
-    let urls: Vec<String> = servers.iter().map(Server::url).collect();
+fn run(child: &str, masters: &Masters, resource: &str, flavor: &str) {
     let mut command = test_process(module_path!(), child);
     command
-        .env(URLS, urls.join(" "))
+        .env(URLS, masters.urls().join(" "))
         .env(RESOURCE, resource)
         .env(FLAVOR, flavor);
     comes_to_its_end(command);
@@ -570,27 +540,26 @@ fn run(child: &str, servers: &[Server], resource: &str, flavor: &str) {
 
 /// Runs a child in every setting, and tells for each whether it left its key on a master that answers.
 fn leaves(child: &str) -> Vec<bool> {
-    let servers = Server::many::<3>();
+    let masters = Masters::start(3);
     let mut left = Vec::new();
     for frozen in [false, true] {
-        let reachable = freeze_last(&servers, frozen);
+        let reachable = freeze_last(&masters, frozen);
         for flavor in ["current_thread", "multi_thread"] {
             let resource = unique("lock");
-            let before = sets(reachable);
-            run(child, &servers, &resource, flavor);
+            let before = reachable.calls("set");
+            run(child, &masters, &resource, flavor);
             let remains = reachable
                 .iter()
                 .any(|server| server.get(&resource).is_some());
-            assert!(sets(reachable) >= before + 2, "it was not locked at all");
+            assert!(
+                reachable.calls("set") >= before + 2,
+                "it was not locked at all"
+            );
             left.push(remains);
         }
-        thaw_last(&servers, frozen);
+        thaw_last(&masters, frozen);
     }
     left
-}
-
-fn sets(servers: &[Server]) -> u64 {
-    servers.iter().map(|server| server.calls("set")).sum()
 }
 
 /// The other side: what the child was told to do, if this is a child.
@@ -614,6 +583,13 @@ impl Job {
     }
 }
 
+/// Does the work of a child, if this process is one, and ends it. The client exists to the end.
+fn as_child(work: impl FnOnce(Runtime, &Redlock, &str)) {
+    let Some(job) = Job::from_env() else { return };
+    work(job.runtime, &job.dlm, &job.resource);
+    process::exit(CAME_TO_ITS_END);
+}
+
 async fn lock(dlm: &Redlock, resource: &str) -> LockGuard {
     dlm.lock(resource, TTL).await.expect("it is free")
 }
@@ -626,19 +602,12 @@ fn a_main_that_ends_leaves_nothing() {
 #[test]
 #[ignore = "run by another test"]
 fn child_that_holds_to_the_end_of_main() {
-    let Some(Job {
-        dlm,
-        resource,
-        runtime,
-    }) = Job::from_env()
-    else {
-        return;
-    };
-    runtime.block_on(async {
-        let _guard = lock(&dlm, &resource).await;
+    as_child(|runtime, dlm, resource| {
+        runtime.block_on(async {
+            let _guard = lock(dlm, resource).await;
+        });
+        drop(runtime);
     });
-    drop(runtime);
-    process::exit(CAME_TO_ITS_END);
 }
 
 #[test]
@@ -652,19 +621,12 @@ fn a_main_that_ends_while_a_task_holds_the_lock_leaves_nothing() {
 #[test]
 #[ignore = "run by another test"]
 fn child_whose_task_holds_to_the_end_of_main() {
-    let Some(Job {
-        dlm,
-        resource,
-        runtime,
-    }) = Job::from_env()
-    else {
-        return;
-    };
-    runtime.block_on(async {
-        tokio::spawn(hold(lock(&dlm, &resource).await));
+    as_child(|runtime, dlm, resource| {
+        runtime.block_on(async {
+            tokio::spawn(hold(lock(dlm, resource).await));
+        });
+        drop(runtime);
     });
-    drop(runtime);
-    process::exit(CAME_TO_ITS_END);
 }
 
 #[test]
@@ -678,18 +640,11 @@ fn a_main_that_holds_the_lock_longer_than_its_runtime_leaves_nothing() {
 #[test]
 #[ignore = "run by another test"]
 fn child_that_holds_longer_than_its_runtime() {
-    let Some(Job {
-        dlm,
-        resource,
-        runtime,
-    }) = Job::from_env()
-    else {
-        return;
-    };
-    let guard = runtime.block_on(lock(&dlm, &resource));
-    drop(runtime);
-    drop(guard);
-    process::exit(CAME_TO_ITS_END);
+    as_child(|runtime, dlm, resource| {
+        let guard = runtime.block_on(lock(dlm, resource));
+        drop(runtime);
+        drop(guard);
+    });
 }
 
 /// What no drop can prevent, and what the tests above would see.
@@ -701,17 +656,11 @@ fn a_process_that_exits_without_dropping_leaves_its_key_until_the_ttl() {
 #[test]
 #[ignore = "run by another test"]
 fn child_that_exits_while_it_holds() {
-    let Some(Job {
-        dlm,
-        resource,
-        runtime,
-    }) = Job::from_env()
-    else {
-        return;
-    };
-    runtime.block_on(async {
-        let _guard = lock(&dlm, &resource).await;
-        process::exit(CAME_TO_ITS_END);
+    as_child(|runtime, dlm, resource| {
+        runtime.block_on(async {
+            let _guard = lock(dlm, resource).await;
+            process::exit(CAME_TO_ITS_END);
+        });
     });
 }
 
@@ -769,18 +718,11 @@ fn a_guard_dropped_in_a_runtime_without_drivers_is_released() {
 #[test]
 #[ignore = "run by another test"]
 fn child_with_a_runtime_without_drivers() {
-    let Some(Job {
-        dlm,
-        resource,
-        runtime,
-    }) = Job::from_env()
-    else {
-        return;
-    };
-    let guard = runtime.block_on(lock(&dlm, &resource));
-    drop_in_a_bare_runtime(guard);
-    drop(runtime);
-    process::exit(CAME_TO_ITS_END);
+    as_child(|runtime, dlm, resource| {
+        let guard = runtime.block_on(lock(dlm, resource));
+        drop_in_a_bare_runtime(guard);
+        drop(runtime);
+    });
 }
 
 #[test]
@@ -794,16 +736,9 @@ fn a_guard_that_outlives_its_runtime_is_released_in_one_without_drivers() {
 #[test]
 #[ignore = "run by another test"]
 fn child_with_nothing_but_a_runtime_without_drivers() {
-    let Some(Job {
-        dlm,
-        resource,
-        runtime,
-    }) = Job::from_env()
-    else {
-        return;
-    };
-    let guard = runtime.block_on(lock(&dlm, &resource));
-    drop(runtime);
-    drop_in_a_bare_runtime(guard);
-    process::exit(CAME_TO_ITS_END);
+    as_child(|runtime, dlm, resource| {
+        let guard = runtime.block_on(lock(dlm, resource));
+        drop(runtime);
+        drop_in_a_bare_runtime(guard);
+    });
 }

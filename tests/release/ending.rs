@@ -13,14 +13,11 @@ use futures::future::join_all;
 use redis::aio::ConnectionLike;
 use redis::{Cmd, Pipeline, RedisFuture, Value as Reply};
 use support::{
-    CAME_TO_ITS_END, Proxy, Server, comes_to_its_end, current_thread, eventually, eventually_async,
-    multi_thread, test_process, unique,
+    CAME_TO_ITS_END, LONG, Masters, Proxy, Server, Servers, comes_to_its_end, current_thread,
+    eventually, eventually_async, multi_thread, test_process, unique,
 };
 use tokio::runtime::Runtime;
 use tokio_redlock::{LockGuard, Redlock};
-
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(20);
 
 /// Long against anything that a test does: a key that is gone was deleted.
 const TTL: Duration = Duration::from_secs(60);
@@ -42,52 +39,33 @@ const NEAR: Duration = Duration::from_millis(20);
 /// takes no time.
 const FAR: Duration = Duration::from_millis(90);
 
-/// Three masters behind a network.
-struct Masters {
-    servers: [Server; 3],
-    proxies: [Proxy; 3],
+/// Three masters so far away.
+fn start(round_trip: Duration) -> Masters {
+    let masters = Masters::behind_proxies(3);
+    for proxy in masters.proxies() {
+        proxy.delay(round_trip / 2);
+    }
+    masters
 }
 
-impl Masters {
-    fn start(round_trip: Duration) -> Self {
-        let servers = Server::many::<3>();
-        let proxies = [0, 1, 2].map(|master| Proxy::start(&servers[master]));
-        for proxy in &proxies {
-            proxy.delay(round_trip / 2);
-        }
-        Self { servers, proxies }
-    }
+/// Locks many resources on all masters.
+async fn lock_many_everywhere(masters: &Masters, count: usize) -> Vec<LockGuard> {
+    let guards = lock_many(&masters.client(), count).await;
+    let everywhere = async || masters.iter().all(|server| server.keys().len() == count);
+    eventually_async("all keys are on all masters", LONG, everywhere).await;
+    guards
+}
 
-    fn urls(&self) -> [String; 3] {
-        [0, 1, 2].map(|master| self.proxies[master].url())
+/// Makes the first masters accept connections and answer nothing, so that nothing can be written to them.
+fn hang(masters: &Masters, count: usize) {
+    for (server, proxy) in masters.iter().zip(masters.proxies()).take(count) {
+        server.freeze();
+        proxy.cut();
     }
+}
 
-    fn client(&self) -> Redlock {
-        Redlock::new(self.urls()).expect("valid URLs")
-    }
-
-    /// Locks many resources on all masters.
-    async fn lock_many(&self, dlm: &Redlock, count: usize) -> Vec<LockGuard> {
-        let guards = lock_many(dlm, count).await;
-        eventually_async("all keys are on all masters", LONG, async || {
-            let mut servers = self.servers.iter();
-            servers.all(|server| server.keys().len() == count)
-        })
-        .await;
-        guards
-    }
-
-    /// Makes masters accept connections and answer nothing, so that nothing can be written to them.
-    fn hang(&self, count: usize) {
-        for (server, proxy) in self.servers.iter().zip(&self.proxies).take(count) {
-            server.freeze();
-            proxy.cut();
-        }
-    }
-
-    fn recover(&self, count: usize) {
-        self.servers[..count].iter().for_each(Server::thaw);
-    }
+fn recover(masters: &Masters, count: usize) {
+    masters[..count].iter().for_each(Server::thaw);
 }
 
 /// Locks many resources, some at a time.
@@ -110,10 +88,6 @@ async fn hold(guard: LockGuard) {
     pending::<()>().await;
 }
 
-fn are_empty(servers: &[Server]) -> bool {
-    servers.iter().all(|server| server.keys().is_empty())
-}
-
 fn time(work: impl FnOnce()) -> Duration {
     let start = Instant::now();
     work();
@@ -122,13 +96,13 @@ fn time(work: impl FnOnce()) -> Duration {
 
 /// Ends a runtime and drops a thousand of its guards in some way.
 fn a_thousand_are_gone_soon_after(end: impl Fn(Runtime, Vec<LockGuard>)) {
-    let masters = Masters::start(NEAR);
+    let masters = start(NEAR);
     for runtime in [current_thread(), multi_thread()] {
         let flavor = runtime.handle().runtime_flavor();
-        let guards = runtime.block_on(masters.lock_many(&masters.client(), 1_000));
+        let guards = runtime.block_on(lock_many_everywhere(&masters, 1_000));
         let took = time(|| end(runtime, guards));
         assert!(took < SOON, "{flavor:?}: {took:?}");
-        eventually("all gone", SOON, || are_empty(&masters.servers));
+        eventually("all gone", SOON, || masters.are_empty());
     }
 }
 
@@ -172,27 +146,27 @@ fn many_guards_that_outlive_their_runtime_are_dropped_soon_by_the_end_of_another
 
 #[test]
 fn many_guards_dropped_beside_their_idle_runtime_wait_for_no_answers() {
-    let (masters, idle) = (Masters::start(NEAR), current_thread());
-    let guards = idle.block_on(masters.lock_many(&masters.client(), 500));
+    let (masters, idle) = (start(NEAR), current_thread());
+    let guards = idle.block_on(lock_many_everywhere(&masters, 500));
     let took = time(|| drop(guards));
     assert!(took < SOON, "{took:?}");
-    eventually("all gone", SOON, || are_empty(&masters.servers));
+    eventually("all gone", SOON, || masters.are_empty());
     drop(idle);
 }
 
 #[test]
 fn a_guard_dropped_beside_its_idle_runtime_does_not_wait_for_a_frozen_master() {
-    let masters = Masters::start(Duration::ZERO);
-    let [frozen, reachable @ ..] = &masters.servers;
+    let masters = start(Duration::ZERO);
+    let (frozen, reachable) = masters.split_first().expect("three");
     // The quickest of a few, since a busy machine may slow any of them down.
     let took = (0..3).map(|_| {
         let idle = current_thread();
-        let guards = idle.block_on(masters.lock_many(&masters.client(), 1));
+        let guards = idle.block_on(lock_many_everywhere(&masters, 1));
         frozen.freeze();
         let took = time(|| drop(guards));
-        eventually("gone", SOON, || are_empty(reachable));
+        eventually("gone", SOON, || reachable.are_empty());
         frozen.thaw();
-        eventually("gone from all", SOON, || are_empty(&masters.servers));
+        eventually("gone from all", SOON, || masters.are_empty());
         took
     });
     let took = took.min().expect("some");
@@ -201,37 +175,37 @@ fn a_guard_dropped_beside_its_idle_runtime_does_not_wait_for_a_frozen_master() {
 
 #[test]
 fn many_guards_dropped_without_a_runtime_wait_a_moment_in_all_for_masters_that_hang() {
-    let masters = Masters::start(Duration::ZERO);
+    let masters = start(Duration::ZERO);
     for hanging in [1, 2] {
         let runtime = current_thread();
-        let guards = runtime.block_on(masters.lock_many(&masters.client(), 200));
+        let guards = runtime.block_on(lock_many_everywhere(&masters, 200));
         drop(runtime);
-        masters.hang(hanging);
+        hang(&masters, hanging);
         let took = time(|| drop(guards));
         assert!(took < IN_ALL, "{took:?} with {hanging} that hang");
-        let reachable = &masters.servers[hanging..];
-        eventually("gone", SOON, || are_empty(reachable));
-        masters.recover(hanging);
-        eventually("gone from all", LONG, || are_empty(&masters.servers));
+        let reachable = &masters[hanging..];
+        eventually("gone", SOON, || reachable.are_empty());
+        recover(&masters, hanging);
+        eventually("gone from all", LONG, || masters.are_empty());
     }
 }
 
 /// Drops many guards in a runtime while two of three masters hang, and ends the runtime.
 fn return_at_once_and_end_soon(prepare: impl Fn(Runtime) -> Runtime) {
-    let masters = Masters::start(Duration::ZERO);
+    let masters = start(Duration::ZERO);
     for flavor in [current_thread, multi_thread] {
         // The quickest of a few, since a busy machine may slow any of them down.
         let took = (0..3).map(|_| {
             let runtime = flavor();
-            let guards = runtime.block_on(masters.lock_many(&masters.client(), 200));
+            let guards = runtime.block_on(lock_many_everywhere(&masters, 200));
             let runtime = prepare(runtime);
-            masters.hang(2);
+            hang(&masters, 2);
             let took = runtime.block_on(async { time(|| drop(guards)) });
             let end = time(|| drop(runtime));
             assert!(end < IN_ALL, "{end:?}");
-            eventually("gone", SOON, || are_empty(&masters.servers[2..]));
-            masters.recover(2);
-            eventually("gone from all", LONG, || are_empty(&masters.servers));
+            eventually("gone", SOON, || masters[2..].are_empty());
+            recover(&masters, 2);
+            eventually("gone from all", LONG, || masters.are_empty());
             took
         });
         let took = took.min().expect("some");
@@ -419,7 +393,7 @@ fn threads() -> usize {
 #[cfg(target_os = "linux")]
 #[test]
 fn guards_of_an_idle_runtime_dropped_in_another_start_no_threads() {
-    run(End::CountThreads, "current_thread", &Masters::start(NEAR));
+    run(End::CountThreads, "current_thread", &start(NEAR));
 }
 
 /// Runs children at the same time, and returns the resources of which a key is left.
@@ -434,18 +408,14 @@ fn left_by(ends: &[End], masters: &Masters) -> Vec<String> {
         let ended = children.into_iter().map(|child| child.join());
         ended.map(|locked| locked.expect("all came")).collect()
     });
-    let sets: u64 = masters
-        .servers
-        .iter()
-        .map(|server| server.calls("set"))
-        .sum();
+    let sets = masters.calls("set");
     let all = u64::try_from(2 * locked.len()).expect("a few");
     assert!(sets >= all, "not all were locked at all");
     // What the children wrote is still under way.
     let start = Instant::now();
     loop {
         let is_left = |resource: &String| {
-            let mut servers = masters.servers.iter();
+            let mut servers = masters.iter();
             servers.any(|server| server.get(resource).is_some())
         };
         let left: Vec<String> = locked.iter().filter(|key| is_left(key)).cloned().collect();
@@ -465,26 +435,26 @@ fn a_process_that_ends_after_its_drops_leaves_nothing_on_distant_masters() {
         End::DropInAnotherRuntime,
         End::AnotherRuntimeWithGuardInTask,
     ];
-    let left = left_by(&ends, &Masters::start(FAR));
+    let left = left_by(&ends, &start(FAR));
     assert_eq!(left, [""; 0]);
 }
 
 #[test]
 fn a_wait_that_was_in_vain_does_not_keep_later_drops_from_waiting() {
-    let left = left_by(&[End::DropsAfterAStall; 3], &Masters::start(Duration::ZERO));
+    let left = left_by(&[End::DropsAfterAStall; 3], &start(Duration::ZERO));
     assert_eq!(left, [""; 0]);
 }
 
 /// What no drop can prevent, and what the tests above would see.
 #[test]
 fn a_process_that_exits_without_a_drop_leaves_its_keys() {
-    let left = left_by(&[End::ExitWithoutDrop], &Masters::start(FAR));
+    let left = left_by(&[End::ExitWithoutDrop], &start(FAR));
     assert_eq!(left.len(), 2);
 }
 
 #[test]
 fn a_guard_of_an_ended_runtime_dropped_by_the_end_of_another_leaves_nothing() {
-    let masters = Masters::start(Duration::ZERO);
+    let masters = start(Duration::ZERO);
     // Each of them is a race.
     let left = left_by(&[End::AnotherRuntimeWithGuardInTask; 12], &masters);
     assert_eq!(left, [""; 0]);

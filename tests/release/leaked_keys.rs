@@ -9,12 +9,9 @@ use std::{env, thread};
 
 use futures::future::join_all;
 use redis::{AsyncConnectionConfig, Client};
-use support::{Server, unique};
+use support::{LONG, Masters, Server, unique};
 use tokio::time::{sleep, timeout};
-use tokio_redlock::{LockError, LockGuard, Redlock, RedlockBuilder, ReleaseError};
-
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(30);
+use tokio_redlock::{LockError, LockGuard, Redlock, ReleaseError};
 
 /// Long against anything that a test does: a key that is gone was deleted.
 const TTL: Duration = Duration::from_secs(120);
@@ -24,23 +21,12 @@ fn soak_time() -> Duration {
     Duration::from_secs(seconds.map_or(2, |seconds| seconds.expect("a number of seconds")))
 }
 
-/// Waits for answers as long as it takes: with so many tasks on a busy machine that may be long.
-fn patient() -> RedlockBuilder {
-    Redlock::builder().request_timeout(LONG)
-}
-
-fn own_connections(servers: &[Server]) -> Redlock {
-    let urls = servers.iter().map(Server::url);
-    let builder = urls.fold(patient(), |builder, url| builder.master(url));
-    builder.build().expect("three masters")
-}
-
 /// Connections as an application may have them: with room for 50 requests, as is the default, after which others
 /// have to wait.
-async fn given_connections(servers: &[Server], response_timeout: Option<Duration>) -> Redlock {
-    let config = AsyncConnectionConfig::new().set_response_timeout(response_timeout);
-    let mut builder = patient();
-    for server in servers {
+async fn given_connections(masters: &[Server]) -> Redlock {
+    let config = AsyncConnectionConfig::new().set_response_timeout(None);
+    let mut builder = Redlock::builder().request_timeout(LONG);
+    for server in masters {
         let client = Client::open(server.url()).expect("a valid URL");
         let connection = client.get_multiplexed_async_connection_with_config(&config);
         builder = builder.connection(connection.await.expect("a connection"));
@@ -125,15 +111,15 @@ async fn soak(dlm: &Redlock, tasks: usize) -> Arc<Ends> {
 }
 
 /// All masters are empty the moment the last release is confirmed, and 100 ms later.
-async fn assert_nothing_left(dlm: &Redlock, servers: &[Server]) {
+async fn assert_nothing_left(dlm: &Redlock, masters: &[Server]) {
     assert_eq!(dlm.shutdown(LONG).await, 0, "not confirmed");
-    assert_empty(servers);
+    assert_empty(masters);
     sleep(Duration::from_millis(100)).await;
-    assert_empty(servers);
+    assert_empty(masters);
 }
 
-fn assert_empty(servers: &[Server]) {
-    for server in servers {
+fn assert_empty(masters: &[Server]) {
+    for server in masters {
         let left = server.keys();
         assert!(left.is_empty(), "{} keys left: {:?}", left.len(), left[0]);
     }
@@ -146,15 +132,15 @@ struct Most {
     keys: usize,
 }
 
-/// Looks at the servers all the time while something goes on.
-async fn watch<T>(servers: &Arc<[Server; 3]>, work: impl Future<Output = T>) -> (T, Most) {
+/// Looks at the masters all the time while something goes on.
+async fn watch<T>(masters: &Arc<Masters>, work: impl Future<Output = T>) -> (T, Most) {
     let done = Arc::new(AtomicBool::new(false));
     let watcher = thread::spawn({
-        let (servers, done) = (Arc::clone(servers), Arc::clone(&done));
+        let (masters, done) = (Arc::clone(masters), Arc::clone(&done));
         move || {
             let mut most = Most::default();
             while !done.load(Ordering::Relaxed) {
-                for server in servers.iter() {
+                for server in masters.iter() {
                     most.connections = most.connections.max(server.connected_clients());
                     most.keys = most.keys.max(server.keys().len());
                 }
@@ -168,9 +154,9 @@ async fn watch<T>(servers: &Arc<[Server; 3]>, work: impl Future<Output = T>) -> 
     (output, watcher.join().expect("the watcher looks"))
 }
 
-async fn soak_leaves_nothing(dlm: Redlock, servers: Arc<[Server; 3]>, tasks: usize) {
-    let (ends, most) = watch(&servers, soak(&dlm, tasks)).await;
-    assert_nothing_left(&dlm, &*servers).await;
+async fn soak_leaves_nothing(dlm: Redlock, masters: Arc<Masters>, tasks: usize) {
+    let (ends, most) = watch(&masters, soak(&dlm, tasks)).await;
+    assert_nothing_left(&dlm, &masters).await;
     assert_eq!(most.connections, 1, "{most:?}");
     assert!(most.keys > 0, "nobody looked when there was something");
     for counter in [&ends.released, &ends.dropped, &ends.cancelled] {
@@ -179,7 +165,7 @@ async fn soak_leaves_nothing(dlm: Redlock, servers: Arc<[Server; 3]>, tasks: usi
 }
 
 /// Takes many locks and drops them all at once.
-async fn burst_leaves_nothing(dlm: Redlock, servers: &[Server]) {
+async fn burst_leaves_nothing(dlm: Redlock, masters: &[Server]) {
     const GUARDS: usize = 10_000;
     let mut guards = Vec::with_capacity(GUARDS);
     while guards.len() < GUARDS {
@@ -187,37 +173,37 @@ async fn burst_leaves_nothing(dlm: Redlock, servers: &[Server]) {
         let some = join_all(some).await.into_iter();
         guards.extend(some.map(|guard| guard.expect("nobody else wants it")));
     }
-    assert!(servers.iter().all(|server| !server.keys().is_empty()));
+    assert!(masters.iter().all(|server| !server.keys().is_empty()));
     drop(guards);
-    assert_nothing_left(&dlm, servers).await;
+    assert_nothing_left(&dlm, masters).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_tasks_leave_nothing_over_one_connection_to_each_master() {
-    let servers = Arc::new(Server::many::<3>());
-    soak_leaves_nothing(own_connections(&*servers), servers, 1_000).await;
+    let masters = Arc::new(Masters::start(3));
+    soak_leaves_nothing(masters.patient_client(), masters, 1_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_tasks_leave_nothing_over_connections_that_were_given() {
-    let servers = Arc::new(Server::many::<3>());
-    soak_leaves_nothing(given_connections(&*servers, None).await, servers, 1_000).await;
+    let masters = Arc::new(Masters::start(3));
+    soak_leaves_nothing(given_connections(&masters).await, masters, 1_000).await;
 }
 
 #[tokio::test]
 async fn many_tasks_on_one_thread_leave_nothing() {
-    let servers = Arc::new(Server::many::<3>());
-    soak_leaves_nothing(own_connections(&*servers), servers, 200).await;
+    let masters = Arc::new(Masters::start(3));
+    soak_leaves_nothing(masters.patient_client(), masters, 200).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_drops_at_once_leave_nothing() {
-    let servers = Server::many::<3>();
-    burst_leaves_nothing(own_connections(&servers), &servers).await;
+    let masters = Masters::start(3);
+    burst_leaves_nothing(masters.patient_client(), &masters).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_drops_at_once_leave_nothing_over_connections_that_were_given() {
-    let servers = Server::many::<3>();
-    burst_leaves_nothing(given_connections(&servers, None).await, &servers).await;
+    let masters = Masters::start(3);
+    burst_leaves_nothing(given_connections(&masters).await, &masters).await;
 }

@@ -3,10 +3,9 @@
 use std::time::{Duration, Instant};
 
 use redis::cmd;
-use support::{Proxy, Server, eventually, eventually_async, unique};
+use support::{LONG, Masters, Proxy, Server, Servers, eventually, eventually_async, unique};
 use tokio_redlock::{
-    Ballots, ExtendError, LockError, LockGuard, MasterError, Redlock, RedlockBuilder, ReleaseError,
-    Vote,
+    Ballots, ExtendError, LockError, LockGuard, MasterError, Redlock, ReleaseError, Vote,
 };
 
 /// Longer than any test runs.
@@ -15,49 +14,17 @@ const TTL: Duration = Duration::from_secs(120);
 /// For locks that are to expire.
 const SHORT: Duration = Duration::from_millis(300);
 
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(30);
-
 /// What one master takes longer than the others.
 const DELAY: Duration = Duration::from_millis(100);
 
 const FOREIGN: &[u8] = b"\xff\xfe\x00";
 
-/// A client that a busy machine does not make impatient.
-fn by_urls(urls: impl IntoIterator<Item = String>) -> Redlock {
-    let options = Redlock::builder().request_timeout(LONG);
-    let builder = urls.into_iter().fold(options, RedlockBuilder::master);
-    builder.build().expect("valid masters")
-}
-
-fn client(servers: &[Server]) -> Redlock {
-    by_urls(servers.iter().map(Server::url))
-}
-
-async fn assert_held(servers: &[Server], guard: &LockGuard) {
-    let (resource, value) = (guard.resource(), guard.value().as_bytes());
-    let held = async || {
-        let mut values = servers.iter().map(|server| server.get(resource));
-        values.all(|held| held.as_deref() == Some(value))
-    };
-    eventually_async("every master holds it", LONG, held).await;
-}
-
-fn is_empty(servers: &[Server]) -> bool {
-    servers.iter().all(|server| server.keys().is_empty())
-}
-
-async fn assert_emptied(servers: &[Server]) {
-    let empty = async || is_empty(servers);
-    eventually_async("nothing is left on any master", LONG, empty).await;
-}
-
 /// Waits until the lock has expired for us and for the masters.
-async fn expire(servers: &[Server], guard: &LockGuard) {
+async fn expire(masters: &[Server], guard: &LockGuard) {
     let resource = guard.resource();
     let expired = async || {
         let gone = |server: &Server| server.get(resource).is_none();
-        !guard.is_valid() && servers.iter().all(gone)
+        !guard.is_valid() && masters.iter().all(gone)
     };
     eventually_async("it expires", LONG, expired).await;
 }
@@ -83,31 +50,31 @@ fn assert_not_held(released: Result<(), ReleaseError>, resource: &str) -> Ballot
 
 #[tokio::test]
 async fn a_release_leaves_nothing_on_any_master() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let guard = dlm.lock(unique("resource"), TTL).await.unwrap();
-    assert_held(&servers, &guard).await;
+    masters.eventually_hold(&guard).await;
     guard.release().await.unwrap();
-    assert_emptied(&servers).await;
+    masters.eventually_empty().await;
 }
 
 #[tokio::test]
 async fn a_drop_leaves_nothing_on_any_master() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let guard = dlm.lock(unique("resource"), TTL).await.unwrap();
-    assert_held(&servers, &guard).await;
+    masters.eventually_hold(&guard).await;
     drop(guard);
-    assert_emptied(&servers).await;
+    masters.eventually_empty().await;
 }
 
 #[tokio::test]
 async fn a_guard_that_outlives_its_ttl_leaves_nothing_on_any_master() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let resource = unique("resource");
     let guard = dlm.lock(&resource, SHORT).await.unwrap();
-    expire(&servers, &guard).await;
+    expire(&masters, &guard).await;
     let next = dlm.lock(&resource, TTL).await.unwrap();
     assert_ne!(next.value(), guard.value());
     assert!(next.is_valid() && !guard.is_valid());
@@ -122,20 +89,20 @@ async fn assert_free_for_the_next_try(dlm: &Redlock, resource: &str) {
 
 #[tokio::test]
 async fn a_dropped_lock_is_free_for_the_very_next_try() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let resource = unique("resource");
     for _ in 0..100 {
         assert_free_for_the_next_try(&dlm, &resource).await;
     }
     drop(dlm.lock(&resource, TTL).await.unwrap());
-    assert_emptied(&servers).await;
+    masters.eventually_empty().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_lock_is_free_for_the_very_next_try_with_many_threads_too() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let resource = unique("resource");
     for _ in 0..100 {
         assert_free_for_the_next_try(&dlm, &resource).await;
@@ -145,36 +112,36 @@ async fn a_dropped_lock_is_free_for_the_very_next_try_with_many_threads_too() {
 #[tokio::test]
 async fn a_dropped_lock_is_free_for_the_very_next_try_on_fresh_servers_too() {
     for _ in 0..10 {
-        let servers = Server::many::<3>();
-        assert_free_for_the_next_try(&client(&servers), "resource").await;
+        let masters = Masters::start(3);
+        assert_free_for_the_next_try(&masters.patient_client(), "resource").await;
     }
 }
 
 #[tokio::test]
 async fn servers_that_lost_the_scripts_are_given_them_again() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let guard = dlm.lock(unique("resource"), TTL).await.unwrap();
-    assert_held(&servers, &guard).await;
-    for server in &servers {
+    masters.eventually_hold(&guard).await;
+    for server in &masters {
         server.query::<()>(cmd("SCRIPT").arg("FLUSH"));
     }
     guard.extend(2 * TTL).await.unwrap();
-    for server in &servers {
+    for server in &masters {
         server.query::<()>(cmd("SCRIPT").arg("FLUSH"));
     }
     guard.release().await.unwrap();
-    assert_emptied(&servers).await;
+    masters.eventually_empty().await;
 }
 
 #[tokio::test]
 async fn a_leaked_lock_keeps_its_keys_until_the_ttl() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let resource = unique("resource");
     let ttl = Duration::from_secs(4);
     let guard = dlm.lock(&resource, ttl).await.unwrap();
-    assert_held(&servers, &guard).await;
+    masters.eventually_hold(&guard).await;
     let value = guard.value().as_bytes().to_vec();
     guard.leak();
 
@@ -182,47 +149,47 @@ async fn a_leaked_lock_keeps_its_keys_until_the_ttl() {
     let again = dlm.try_lock(&resource, ttl).await;
     assert!(matches!(again, Err(LockError::Taken(_))), "{again:?}");
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    for server in &servers {
+    for server in &masters {
         assert_eq!(server.get(&resource).as_ref(), Some(&value));
     }
-    assert_emptied(&servers).await;
+    masters.eventually_empty().await;
 }
 
 #[tokio::test]
 async fn the_release_of_an_expired_lock_says_that_it_was_not_held() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let resource = unique("resource");
     let guard = dlm.lock(&resource, SHORT).await.unwrap();
-    expire(&servers, &guard).await;
+    expire(&masters, &guard).await;
     let ballots = assert_not_held(guard.release().await, &resource);
     assert!(refused(&ballots) >= 2, "{ballots}");
 }
 
 #[tokio::test]
 async fn the_release_of_an_expired_lock_leaves_the_next_holder_alone() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let resource = unique("resource");
     let guard = dlm.lock(&resource, SHORT).await.unwrap();
-    expire(&servers, &guard).await;
-    let next = client(&servers).lock(&resource, TTL).await.unwrap();
-    assert_held(&servers, &next).await;
+    expire(&masters, &guard).await;
+    let next = masters.patient_client().lock(&resource, TTL).await.unwrap();
+    masters.eventually_hold(&next).await;
     assert_not_held(guard.release().await, &resource);
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    assert_held(&servers, &next).await;
+    masters.eventually_hold(&next).await;
     next.release().await.unwrap();
 }
 
 #[tokio::test]
 async fn the_release_of_a_deleted_lock_says_so_if_a_quorum_lost_it() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     for (deleted, held) in [(1, true), (2, false), (3, false)] {
         let resource = unique("resource");
         let guard = dlm.lock(&resource, TTL).await.unwrap();
-        assert_held(&servers, &guard).await;
-        for server in &servers[..deleted] {
+        masters.eventually_hold(&guard).await;
+        for server in &masters[..deleted] {
             assert!(server.del(&resource));
         }
         let released = guard.release().await;
@@ -231,19 +198,19 @@ async fn the_release_of_a_deleted_lock_says_so_if_a_quorum_lost_it() {
         } else {
             assert_not_held(released, &resource);
         }
-        assert_emptied(&servers).await;
+        masters.eventually_empty().await;
     }
 }
 
 #[tokio::test]
 async fn the_release_of_a_stolen_lock_leaves_the_key_of_the_thief_alone() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     for (stolen, held) in [(1, true), (2, false), (3, false)] {
         let resource = unique("resource");
         let guard = dlm.lock(&resource, TTL).await.unwrap();
-        assert_held(&servers, &guard).await;
-        let (theirs, ours) = servers.split_at(stolen);
+        masters.eventually_hold(&guard).await;
+        let (theirs, ours) = masters.split_at(stolen);
         for server in theirs {
             server.set_px(&resource, FOREIGN, 120_000);
         }
@@ -264,17 +231,17 @@ async fn the_release_of_a_stolen_lock_leaves_the_key_of_the_thief_alone() {
 
 #[tokio::test]
 async fn the_drop_of_an_expired_guard_leaves_the_next_holder_alone() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let resource = unique("resource");
     let guard = dlm.lock(&resource, SHORT).await.unwrap();
-    expire(&servers, &guard).await;
-    for server in &servers {
+    expire(&masters, &guard).await;
+    for server in &masters {
         server.set_px(&resource, FOREIGN, 120_000);
     }
     drop(guard);
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    for server in &servers {
+    for server in &masters {
         assert_eq!(server.get(&resource).as_deref(), Some(FOREIGN));
     }
 }
@@ -282,35 +249,34 @@ async fn the_drop_of_an_expired_guard_leaves_the_next_holder_alone() {
 /// A quorum answers, and says no: which masters are down, or answer first, makes no difference.
 #[tokio::test]
 async fn a_lock_that_a_quorum_does_not_hold_was_not_held_whoever_answers_first() {
-    for (masters, down) in [(2, 0), (3, 1), (4, 0), (4, 1), (5, 1), (5, 2)] {
-        let servers = Server::start_n(masters);
-        let proxies: Vec<_> = servers.iter().map(Proxy::start).collect();
-        let dlm = by_urls(proxies.iter().map(Proxy::url));
+    for (number, down) in [(2, 0), (3, 1), (4, 0), (4, 1), (5, 1), (5, 2)] {
+        let masters = Masters::behind_proxies(number);
+        let dlm = masters.patient_client();
         let resource = unique("resource");
         let guard = dlm.lock(&resource, TTL).await.unwrap();
-        assert_held(&servers, &guard).await;
-        proxies[..down].iter().for_each(Proxy::refuse);
-        proxies[masters - 1].delay(DELAY);
-        for server in &servers[down..] {
+        masters.eventually_hold(&guard).await;
+        masters.proxies().take(down).for_each(Proxy::refuse);
+        masters.proxy(number - 1).delay(DELAY);
+        for server in &masters[down..] {
             assert!(server.del(&resource));
         }
         let released = guard.release().await;
         assert!(
             matches!(released, Err(ReleaseError::NotHeld { .. })),
-            "{down} of {masters} down: {released:?}"
+            "{down} of {number} down: {released:?}"
         );
     }
 }
 
 #[tokio::test]
 async fn the_release_of_a_lock_that_an_extension_found_lost_says_that_it_was_not_held() {
-    for masters in [1, 3] {
-        let servers = Server::start_n(masters);
-        let dlm = client(&servers);
+    for number in [1, 3] {
+        let masters = Masters::start(number);
+        let dlm = masters.patient_client();
         let resource = unique("resource");
         let guard = dlm.lock(&resource, TTL).await.unwrap();
-        assert_held(&servers, &guard).await;
-        for server in &servers {
+        masters.eventually_hold(&guard).await;
+        for server in &masters {
             server.set_px(&resource, FOREIGN, 120_000);
         }
         // More than once, so that every master has been heard.
@@ -327,12 +293,14 @@ async fn the_release_of_a_lock_that_an_extension_found_lost_says_that_it_was_not
 
 #[tokio::test]
 async fn a_release_that_too_few_masters_answer_is_not_confirmed() {
-    let mut servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let mut masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let resource = unique("resource");
     let guard = dlm.lock(&resource, TTL).await.unwrap();
-    assert_held(&servers, &guard).await;
-    let [one, others @ ..] = &mut servers;
+    masters.eventually_hold(&guard).await;
+    let [one, others @ ..] = &mut *masters else {
+        panic!("there are three");
+    };
     for server in &mut *others {
         server.kill();
     }
@@ -362,24 +330,28 @@ async fn a_release_that_too_few_masters_answer_is_not_confirmed() {
 
 #[tokio::test]
 async fn a_release_that_is_dropped_half_way_goes_on() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::behind_proxies(3);
+    let dlm = masters.patient_client();
     for polled in [false, true] {
         let guard = dlm.lock(unique("resource"), TTL).await.unwrap();
-        assert_held(&servers, &guard).await;
+        masters.eventually_hold(&guard).await;
+        // No answer comes during the poll, however long this thread is kept from it.
+        masters
+            .proxies()
+            .for_each(|proxy| proxy.delay_answers(DELAY));
         let mut release = Box::pin(guard.release());
         if polled {
             assert!(futures::poll!(&mut release).is_pending());
         }
         drop(release);
-        assert_emptied(&servers).await;
+        masters.eventually_empty().await;
     }
 }
 
 #[tokio::test]
 async fn the_validity_starts_below_the_ttl_goes_down_and_stays_at_zero() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let start = Instant::now();
     let guard = dlm.lock(unique("resource"), SHORT).await.unwrap();
 
@@ -400,14 +372,14 @@ async fn the_validity_starts_below_the_ttl_goes_down_and_stays_at_zero() {
 
 #[tokio::test]
 async fn a_lock_is_valid_for_as_long_as_it_is_held() {
-    let servers = Server::many::<3>();
-    let dlm = client(&servers);
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let guard = dlm.lock(unique("resource"), TTL).await.unwrap();
     assert!(guard.is_valid());
     assert!(guard.validity() > TTL / 2);
     // No master lets go of it while it is valid.
-    assert_held(&servers, &guard).await;
-    for server in &servers {
+    masters.eventually_hold(&guard).await;
+    for server in &masters {
         let left = u64::try_from(server.pttl(guard.resource())).unwrap();
         assert!(Duration::from_millis(left) <= TTL);
         assert!(Duration::from_millis(left) >= guard.validity());

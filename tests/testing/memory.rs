@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redis::aio::ConnectionLike;
 use redis::{Client, RedisError, Value as Reply, cmd};
-use support::{Proxy, Server, Upstream, unique};
+use support::{Masters as RealMasters, Server, Upstream, eventually_async, unique};
 use tokio::time::Instant;
 use tokio_redlock::inspect::{KeyState, MasterView};
 use tokio_redlock::testing::{Fault, Masters};
@@ -180,73 +180,61 @@ impl Fleet for Masters {
     fn accept(&self, _: usize) {}
 }
 
+fn limit_memory(server: &Server, bytes: u64) {
+    let mut limit = cmd("CONFIG");
+    limit.arg("SET").arg("maxmemory").arg(bytes);
+    server.query::<()>(&limit);
+}
+
 /// Real servers, and the network to them.
-struct Real {
-    servers: [Server; 3],
-    proxies: [Proxy; 3],
-}
-
-impl Real {
-    fn start() -> Self {
-        let servers = Server::many();
-        let proxies = servers.each_ref().map(Proxy::start);
-        Self { servers, proxies }
-    }
-
-    fn limit_memory(&self, master: usize, bytes: u64) {
-        let mut limit = cmd("CONFIG");
-        limit.arg("SET").arg("maxmemory").arg(bytes);
-        self.servers[master].query::<()>(&limit);
-    }
-}
-
-impl Fleet for Real {
+impl Fleet for RealMasters {
     fn client(&self) -> Redlock {
-        let builder = Redlock::builder().masters(self.proxies.iter().map(Proxy::url));
-        builder.request_timeout(TIMEOUT).build().unwrap()
+        let builder = self.builder().request_timeout(TIMEOUT);
+        builder.build().unwrap()
     }
 
     fn keys(&self, master: usize) -> usize {
-        self.servers[master].keys().len()
+        self[master].keys().len()
     }
 
     fn hang(&self, master: usize) {
-        self.proxies[master].hang();
+        self.proxy(master).hang();
     }
 
     fn resume(&self, master: usize) {
-        self.proxies[master].resume();
+        self.proxy(master).resume();
     }
 
     fn restart(&mut self, master: usize) {
-        self.servers[master].restart();
+        self[master].restart();
     }
 
     fn lose_key(&self, master: usize, key: &str) {
-        assert!(self.servers[master].del(key));
+        assert!(self[master].del(key));
     }
 
     fn delay(&self, master: usize, each_way: Duration) {
-        self.proxies[master].delay(each_way);
+        self.proxy(master).delay(each_way);
     }
 
     fn lose_answer(&self, master: usize, pattern: &str) {
-        self.proxies[master].cut_after_request(pattern, Upstream::Closed);
+        self.proxy(master)
+            .cut_after_request(pattern, Upstream::Closed);
     }
 
     fn refuse(&self, master: usize) {
-        self.limit_memory(master, 1);
+        limit_memory(&self[master], 1);
     }
 
     fn accept(&self, master: usize) {
-        self.limit_memory(master, 0);
+        limit_memory(&self[master], 0);
     }
 }
 
 /// Waits until a lock has its key on every master, also on one that the client found hanging at first, and until all that
 /// was asked about it is done: looks of the same client come behind that.
 async fn held_everywhere(dlm: &Redlock, guard: &LockGuard) {
-    support::eventually_async("a key everywhere", TTL, async || {
+    eventually_async("a key everywhere", TTL, async || {
         let extended = guard.extend(TTL).await;
         let seen = dlm.inspect(guard.resource()).await;
         let held = |view: &MasterView| matches!(view.state, KeyState::Held { .. });
@@ -291,7 +279,7 @@ async fn live(mut fleet: impl Fleet) {
     drop(guard);
     assert_eq!(one.shutdown(TTL).await + two.shutdown(TTL).await, 0);
     let free = async || (0..3).all(|master| fleet.keys(master) == 0);
-    support::eventually_async("all keys are gone", TTL, free).await;
+    eventually_async("all keys are gone", TTL, free).await;
 
     // A lost key is set again and counts from the next extension on; two lost keys are a lost lock, though its keys
     // are back.
@@ -363,7 +351,7 @@ async fn live(mut fleet: impl Fleet) {
 
 #[tokio::test]
 async fn locks_live_on_real_masters() {
-    live(Real::start()).await;
+    live(RealMasters::behind_proxies(3)).await;
 }
 
 #[tokio::test]

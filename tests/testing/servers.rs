@@ -5,10 +5,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use redis::{Client, Connection, FromRedisValue, RedisResult, cmd};
-use support::{Logs, Proxy, Server, TlsServer, Upstream, eventually, eventually_async, unique};
-
-/// Only reached by a test that fails.
-const LONG: Duration = Duration::from_secs(20);
+use support::{
+    LONG, Logs, Proxy, Server, TlsServer, Upstream, eventually, eventually_async, unique,
+};
 
 fn connect(url: String) -> Connection {
     let client = Client::open(url).expect("a valid URL");
@@ -36,14 +35,14 @@ fn times_out<T: FromRedisValue>(connection: &mut Connection) -> bool {
 
 #[test]
 fn servers_are_separate_and_answer_on_both_ports_and_sockets() {
-    let servers = Server::many::<3>();
+    let servers = Server::many(3);
     let key = unique("key");
     servers[0].set(&key, "value");
     assert_eq!(servers[0].keys(), [key]);
     for server in &servers[1..] {
         assert!(server.keys().is_empty());
     }
-    for server in Server::start_n(2).iter().chain(&servers) {
+    for server in Server::many(2).iter().chain(&servers) {
         assert_eq!(ping(&mut connect(server.url())).unwrap(), "PONG");
         assert_eq!(ping(&mut connect(server.unix_url())).unwrap(), "PONG");
     }

@@ -1,6 +1,7 @@
 //! The masters of one test, and what their keys show.
 
 use std::ops::{Deref, DerefMut};
+use std::slice;
 use std::time::{Duration, Instant};
 
 use redis::ToSingleRedisArg;
@@ -29,7 +30,7 @@ pub struct Masters {
 impl Masters {
     /// Starts so many at the same time.
     pub fn start(n: usize) -> Self {
-        Self::from(Server::start_n(n))
+        Self::from(Server::many(n))
     }
 
     /// Starts so many at the same time, each with a proxy in front of it.
@@ -103,6 +104,24 @@ impl Deref for Masters {
 impl DerefMut for Masters {
     fn deref_mut(&mut self) -> &mut [Server] {
         &mut self.servers
+    }
+}
+
+impl<'a> IntoIterator for &'a Masters {
+    type Item = &'a Server;
+    type IntoIter = slice::Iter<'a, Server>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl<'a> IntoIterator for &'a mut Masters {
+    type Item = &'a mut Server;
+    type IntoIter = slice::IterMut<'a, Server>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter_mut()
     }
 }
 

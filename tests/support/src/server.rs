@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use std::{array, env, thread};
+use std::{env, thread};
 
 use redis::{Client, Cmd, FromRedisValue, RedisResult, ToSingleRedisArg, cmd};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
@@ -50,14 +50,8 @@ impl Server {
         Self::spawn(args).ready()
     }
 
-    /// Starts `N` servers at the same time.
-    pub fn many<const N: usize>() -> [Self; N] {
-        let starting: [Self; N] = array::from_fn(|_| Self::spawn(&[]));
-        starting.map(|server| server.ready().expect("all servers start"))
-    }
-
     /// Starts `n` servers at the same time.
-    pub fn start_n(n: usize) -> Vec<Self> {
+    pub fn many(n: usize) -> Vec<Self> {
         let starting: Vec<Self> = (0..n).map(|_| Self::spawn(&[])).collect();
         let ready = starting.into_iter().map(Self::ready);
         ready.collect::<Result<_, _>>().expect("all servers start")
