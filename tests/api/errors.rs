@@ -5,17 +5,16 @@ use std::fmt::{Debug, Display};
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::aio::ConnectionLike;
-use redis::{Client, Cmd, Pipeline, RedisError, RedisFuture, Value, cmd};
+use redis::{Client, RedisError, Value, cmd};
 use support::{
-    LONG, Logs, Masters, Proxy, Server, Servers, Upstream, eventually, eventually_async, free_port,
-    unique,
+    AnsweredBy, LONG, Logs, Masters, Proxy, Server, Servers, Upstream, eventually,
+    eventually_async, free_port, unique,
 };
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use tokio_redlock::{
-    Ballots, ExtendError, LockError, LockFailure, LockGuard, MasterError, Redlock, RedlockBuilder,
-    ReleaseError, RetryPolicy, TtlError, Vote,
+    Ballots, ExtendError, LockError, LockFailure, LockGuard, LossReason, MasterError, Redlock,
+    RedlockBuilder, ReleaseError, RetryPolicy, TtlError, Vote,
 };
 
 /// Longer than any test runs.
@@ -121,7 +120,7 @@ fn redis_error(error: &MasterError) -> &RedisError {
 }
 
 #[tokio::test]
-async fn a_master_that_refuses_connections() {
+async fn a_master_that_refuses_connections_is_a_connect_error() {
     let address = format!("127.0.0.1:{}", free_port());
     let dlm = client(format!("redis://{address}"));
     let error = lock_fails(&dlm, &address, "cannot connect: Connection refused").await;
@@ -131,7 +130,7 @@ async fn a_master_that_refuses_connections() {
 }
 
 #[tokio::test]
-async fn a_host_that_cannot_be_resolved() {
+async fn a_host_that_cannot_be_resolved_is_a_connect_error() {
     // No name server is asked about a label of more than 63 letters.
     let host = "a".repeat(64);
     let dlm = client(format!("redis://{host}:6379"));
@@ -140,14 +139,14 @@ async fn a_host_that_cannot_be_resolved() {
 }
 
 #[tokio::test]
-async fn a_socket_that_does_not_exist() {
+async fn a_socket_that_does_not_exist_is_a_connect_error() {
     let dlm = client("unix:///nonexistent/redis.sock");
     let error = lock_fails(&dlm, "/nonexistent/redis.sock", "No such file").await;
     assert!(matches!(error, MasterError::Connect(_)), "{error:?}");
 }
 
 #[tokio::test]
-async fn a_database_that_does_not_exist() {
+async fn a_database_that_does_not_exist_is_unreachable() {
     let server = Server::start();
     let dlm = client(format!("{}/9999", server.url()));
     lock_fails(&dlm, &server.addr(), "out of range").await;
@@ -182,7 +181,7 @@ async fn a_frozen_master_times_out_and_then_is_known_to_hang() {
 }
 
 #[tokio::test]
-async fn a_master_that_hangs_from_the_beginning() {
+async fn a_master_that_hangs_from_the_beginning_times_out_and_then_is_a_connect_error() {
     let server = Server::start();
     let proxy = Proxy::start(&server);
     proxy.hang();
@@ -196,7 +195,7 @@ async fn a_master_that_hangs_from_the_beginning() {
 }
 
 #[tokio::test]
-async fn a_connection_that_ends_before_the_answer() {
+async fn a_connection_that_ends_before_the_answer_is_a_disconnected_error() {
     let server = Server::start();
     let proxy = Proxy::start(&server);
     let dlm = client(proxy.url());
@@ -220,7 +219,7 @@ async fn a_connection_that_ends_before_the_answer() {
 }
 
 #[tokio::test]
-async fn a_password_that_is_missing_or_wrong() {
+async fn a_password_that_is_missing_or_wrong_is_an_auth_error() {
     let server = Server::start();
     server.query::<()>(cmd("ACL").arg(&["SETUSER", "alice", "on", ">right", "~*", "+@all"]));
     server.query::<()>(cmd("CONFIG").arg(&["SET", "requirepass", "right"]));
@@ -242,7 +241,7 @@ async fn a_password_that_is_missing_or_wrong() {
 }
 
 #[tokio::test]
-async fn a_user_that_may_not_do_what_it_takes() {
+async fn a_user_that_may_not_do_what_it_takes_is_a_forbidden_error() {
     let server = Server::start();
     let users = [
         ["looker", "~*", "+@read"],
@@ -274,7 +273,7 @@ async fn a_user_that_may_not_do_what_it_takes() {
 }
 
 #[tokio::test]
-async fn a_key_that_holds_something_else() {
+async fn a_key_of_another_type_is_taken_and_then_a_wrong_type_error() {
     let server = Server::start();
     let dlm = client(server.url());
     let push = |resource: &str| {
@@ -308,7 +307,7 @@ async fn a_key_that_holds_something_else() {
 }
 
 #[tokio::test]
-async fn a_master_that_is_out_of_memory() {
+async fn a_master_that_is_out_of_memory_is_a_server_error() {
     let server = Server::start();
     let dlm = client(server.url());
     let guard = dlm.lock(unique("resource"), TTL).await.unwrap();
@@ -321,7 +320,7 @@ async fn a_master_that_is_out_of_memory() {
 }
 
 #[tokio::test]
-async fn a_master_that_is_a_replica() {
+async fn a_master_that_is_a_replica_is_a_server_error() {
     let server = Server::start();
     let dlm = client(server.url());
     server.query::<()>(cmd("REPLICAOF").arg(&["127.0.0.1", "1"]));
@@ -330,7 +329,7 @@ async fn a_master_that_is_a_replica() {
 }
 
 #[tokio::test]
-async fn a_master_that_is_loading() {
+async fn a_master_that_is_loading_is_a_server_error_until_it_has_loaded() {
     let server = Arc::new(Server::start_with(&["--enable-debug-command", "yes"]));
     server.query::<()>(cmd("DEBUG").arg(&["POPULATE", "2000", "key", "2000"]));
     for (name, value) in [
@@ -360,38 +359,20 @@ async fn a_master_that_is_loading() {
 }
 
 /// A master that answers whatever it is asked with the same.
-#[derive(Clone)]
-struct Parrot(Value);
-
-impl ConnectionLike for Parrot {
-    fn req_packed_command<'a>(&'a mut self, _: &'a Cmd) -> RedisFuture<'a, Value> {
-        Box::pin(std::future::ready(Ok(self.0.clone())))
-    }
-
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        _: &'a Pipeline,
-        _: usize,
-        _: usize,
-    ) -> RedisFuture<'a, Vec<Value>> {
-        unreachable!("no pipelines are used")
-    }
-
-    fn get_db(&self) -> i64 {
-        0
-    }
+fn parrot(answer: Value) -> Redlock {
+    let connection = AnsweredBy(move |_| std::future::ready(Ok(answer.clone())));
+    build(Redlock::builder().connection(connection))
 }
 
 #[tokio::test]
-async fn a_reply_that_makes_no_sense() {
-    let parrot = Parrot(Value::SimpleString("QUEUED".into()));
-    let dlm = build(Redlock::builder().connection(parrot));
+async fn a_reply_that_makes_no_sense_is_a_protocol_error() {
+    let dlm = parrot(Value::SimpleString("QUEUED".into()));
     let error = lock_fails(&dlm, "connection 1", "unexpected reply").await;
     assert!(matches!(error, MasterError::Protocol(_)), "{error:?}");
     assert_says(&error, &["QUEUED"]);
 
     // This one says yes to a SET, and nothing of use to a script.
-    let dlm = build(Redlock::builder().connection(Parrot(Value::Okay)));
+    let dlm = parrot(Value::Okay);
     let guard = dlm.lock("resource", TTL).await.unwrap();
     let says = ["connection 1", "unexpected reply"];
     let error = extend_fails(&guard, &says).await;
@@ -401,7 +382,7 @@ async fn a_reply_that_makes_no_sense() {
 }
 
 #[tokio::test]
-async fn a_lock_that_is_taken() {
+async fn a_lock_that_is_taken_is_an_error_that_names_all_masters() {
     let masters = Masters::start(3);
     let dlm = masters.client();
     let resource = unique("resource");
@@ -430,7 +411,7 @@ async fn a_resource_that_is_no_text_is_named_as_well_as_can_be() {
 
 /// The masters grant it, but the program does not come to hear of that before the lock has expired.
 #[tokio::test]
-async fn a_lock_that_is_won_too_late() {
+async fn a_lock_that_is_won_too_late_is_an_error_that_says_so() {
     let masters = Masters::start(3);
     let dlm = masters.patient_client();
     let connected = async || {
@@ -462,7 +443,7 @@ async fn a_lock_that_is_won_too_late() {
 
 /// An answer that comes after the validity would be of no use, so it is not waited for.
 #[tokio::test]
-async fn a_master_that_is_slower_than_the_ttl() {
+async fn a_master_that_is_slower_than_the_ttl_is_not_waited_for_longer_than_that() {
     let server = Server::start();
     let proxy = Proxy::start(&server);
     let dlm = client(proxy.url());
@@ -488,7 +469,7 @@ async fn a_master_that_is_slower_than_the_ttl() {
 }
 
 #[tokio::test]
-async fn a_ttl_that_cannot_be_used() {
+async fn a_ttl_that_cannot_be_used_is_refused_before_anything_is_sent() {
     let server = Server::start();
     let dlm = client(server.url());
     for millis in 0..=2 {
@@ -522,7 +503,7 @@ async fn a_ttl_that_cannot_be_used() {
 }
 
 #[tokio::test]
-async fn a_lock_that_is_lost() {
+async fn a_lock_that_is_lost_is_an_error_of_extend_and_release() {
     let masters = Masters::start(3);
     let dlm = masters.patient_client();
     let resources = ["extended", "released"];
@@ -546,16 +527,9 @@ async fn a_lock_that_is_lost() {
     let guard = dlm.lock("short", Duration::from_millis(50)).await.unwrap();
     eventually("it expires", LONG, || !guard.is_valid());
     let error = guard.extend(TTL).await.unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ExtendError::Lost {
-                reason: tokio_redlock::LossReason::Expired,
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    let expired =
+        matches!(error, ExtendError::Lost { reason, .. } if reason == LossReason::Expired);
+    assert!(expired, "{error:?}");
     assert_says(&error, &["short", "lost", "validity"]);
 }
 

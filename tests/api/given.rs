@@ -5,10 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::FutureExt;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{Arg, AsyncConnectionConfig, Client, Cmd, Pipeline, RedisFuture, Value};
-use support::{LONG, Masters, Server, eventually_async, unique};
+use redis::{Arg, AsyncConnectionConfig, Client, Cmd, RedisResult, Value};
+use support::{AnsweredBy, LONG, Masters, Server, eventually_async, unique};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -128,14 +127,7 @@ impl Gate {
         self.given.lock().expect("nobody panics").clone()
     }
 
-    async fn was_given(&self, requests: usize) {
-        let given = async || self.given().len() == requests;
-        eventually_async(&format!("{requests} requests"), LONG, given).await;
-    }
-}
-
-impl ConnectionLike for Gate {
-    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+    fn send(self, command: Cmd) -> impl Future<Output = RedisResult<Value>> + Send {
         let words: Vec<String> = command
             .args_iter()
             .filter_map(|word| match word {
@@ -143,36 +135,31 @@ impl ConnectionLike for Gate {
                 _ => None,
             })
             .collect();
-        if !words.contains(&self.resource) {
-            return self.connection.req_packed_command(command);
+        let is_gated = words.contains(&self.resource);
+        if is_gated {
+            self.given.lock().expect("nobody panics").push(words);
         }
-        self.given.lock().expect("nobody panics").push(words);
-        let mut closed = self.closed.subscribe();
+        let (mut connection, mut closed) = (self.connection, self.closed.subscribe());
         async move {
-            let opened = closed.wait_for(|closed| !closed).await;
-            drop(opened.expect("the gate exists"));
-            self.connection.req_packed_command(command).await
+            if is_gated {
+                let opened = closed.wait_for(|closed| !closed).await;
+                drop(opened.expect("the gate exists"));
+            }
+            connection.req_packed_command(&command).await
         }
-        .boxed()
     }
 
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        pipeline: &'a Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Value>> {
-        self.connection.req_packed_commands(pipeline, offset, count)
-    }
-
-    fn get_db(&self) -> i64 {
-        self.connection.get_db()
+    async fn was_given(&self, requests: usize) {
+        let given = async || self.given().len() == requests;
+        eventually_async(&format!("{requests} requests"), LONG, given).await;
     }
 }
 
 /// A client of one master, whose vote decides.
 fn client(builder: RedlockBuilder, gate: &Gate) -> Redlock {
-    let builder = builder.connection(gate.clone());
+    let gate = gate.clone();
+    let connection = AnsweredBy(move |command| gate.clone().send(command));
+    let builder = builder.connection(connection);
     builder.build().expect("one master")
 }
 

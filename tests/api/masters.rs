@@ -6,9 +6,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{Client, Cmd, FromRedisValue, Pipeline, RedisFuture, Value, cmd};
+use redis::{Client, Cmd, FromRedisValue, cmd};
 use support::{
-    LONG, Logs, Masters, Server, Servers, current_thread, eventually_async, free_port,
+    AnsweredBy, LONG, Logs, Masters, Server, Servers, current_thread, eventually_async, free_port,
     multi_thread, unique,
 };
 use tokio_redlock::{BuildError, LockError, Redlock, RedlockBuilder};
@@ -249,41 +249,17 @@ async fn a_lock_dropped_on_connections_is_free_for_the_very_next_try() {
     }
 }
 
-/// A connection that a user has wrapped.
-#[derive(Clone)]
-struct Counted {
-    connection: MultiplexedConnection,
-    commands: Arc<AtomicUsize>,
-}
-
-impl ConnectionLike for Counted {
-    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
-        self.commands.fetch_add(1, Ordering::SeqCst);
-        self.connection.req_packed_command(cmd)
-    }
-
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        pipeline: &'a Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Value>> {
-        self.connection.req_packed_commands(pipeline, offset, count)
-    }
-
-    fn get_db(&self) -> i64 {
-        self.connection.get_db()
-    }
-}
-
 #[tokio::test]
 async fn any_connection_like_can_be_given() {
     let server = Server::start();
     let commands = Arc::new(AtomicUsize::new(0));
-    let counted = Counted {
-        connection: connection(&server).await,
-        commands: Arc::clone(&commands),
-    };
+    let (connection, counter) = (connection(&server).await, Arc::clone(&commands));
+    // As a user may wrap one.
+    let counted = AnsweredBy(move |command: Cmd| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        let mut connection = connection.clone();
+        async move { connection.req_packed_command(&command).await }
+    });
     let dlm = options().connection(counted).build().unwrap();
     assert_eq!(commands.load(Ordering::SeqCst), 0);
     assert_usable(&dlm, &server, 0).await;

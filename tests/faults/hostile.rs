@@ -7,8 +7,8 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::stream::{self, StreamExt};
 use redis::aio::ConnectionLike;
-use redis::{Arg, Cmd, Pipeline, RedisFuture, Value as Reply};
-use support::LONG;
+use redis::{Arg, Cmd, RedisResult, Value as Reply};
+use support::{AnsweredBy, LONG};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -272,43 +272,24 @@ async fn nonsense_from_a_connection_that_was_given_is_no_vote() {
 }
 
 /// Has no room for a SET at first, and for everything else.
-#[derive(Clone)]
-struct Crowded(Connection);
-
-impl ConnectionLike for Crowded {
-    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Reply> {
-        let is_set = command.args_iter().next() == Some(Arg::Simple(b"SET"));
-        Box::pin(async move {
-            if is_set {
-                for _ in 0..10 {
-                    yield_now().await;
-                }
-            }
-            self.0.req_packed_command(command).await
-        })
+async fn send_crowded(mut connection: Connection, command: Cmd) -> RedisResult<Reply> {
+    if command.args_iter().next() == Some(Arg::Simple(b"SET")) {
+        for _ in 0..10 {
+            yield_now().await;
+        }
     }
-
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        pipeline: &'a Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Reply>> {
-        self.0.req_packed_commands(pipeline, offset, count)
-    }
-
-    fn get_db(&self) -> i64 {
-        self.0.get_db()
-    }
+    connection.req_packed_command(&command).await
 }
 
 #[tokio::test]
 async fn a_connection_that_lets_requests_pass_each_other_leaves_nothing() {
     let masters = Masters::new(3);
-    let connections = masters.iter().map(|master| Crowded(master.connect()));
-    let builder = connections.fold(Redlock::builder(), |builder, connection| {
-        builder.connection(connection)
-    });
+    let mut builder = Redlock::builder();
+    for master in &masters[..] {
+        let connection = master.connect();
+        let crowded = AnsweredBy(move |command| send_crowded(connection.clone(), command));
+        builder = builder.connection(crowded);
+    }
     let dlm = builder.build().expect("three masters");
     drop(dlm.lock("warm", TTL).await.expect("granted"));
     assert_eq!(dlm.shutdown(TTL).await, 0);

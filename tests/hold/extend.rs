@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use support::{LONG, Masters, Proxy, Server, Servers, eventually_async, unique};
 use tokio_redlock::{
-    Ballots, ExtendError, LockError, LockGuard, MasterError, Redlock, TtlError, Vote,
+    Ballots, ExtendError, LockError, LockGuard, LossReason, MasterError, Redlock, TtlError, Vote,
 };
 
 /// Longer than any test runs.
@@ -234,7 +234,7 @@ async fn an_expired_lock_is_not_extended_even_where_the_keys_are_left() {
     let extended = guard.extend(TTL).await;
     let Err(ExtendError::Lost {
         resource,
-        reason: tokio_redlock::LossReason::Expired,
+        reason: LossReason::Expired,
         ..
     }) = extended
     else {
@@ -264,7 +264,7 @@ async fn an_extension_confirmed_after_the_old_validity_does_not_count() {
         matches!(
             extended,
             Err(ExtendError::Lost {
-                reason: tokio_redlock::LossReason::Expired,
+                reason: LossReason::Expired,
                 ..
             })
         ),

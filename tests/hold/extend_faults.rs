@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use support::{LONG, Masters, Server, Servers, eventually_async, unique};
 use tokio::task::JoinHandle;
 use tokio::time::{interval, sleep};
-use tokio_redlock::{ExtendError, LockError, LockGuard, Redlock, RetryPolicy, Vote};
+use tokio_redlock::{ExtendError, LockError, LockGuard, LossReason, Redlock, RetryPolicy, Vote};
 
 /// Long against anything that a test does.
 const TTL: Duration = Duration::from_secs(40);
@@ -67,6 +67,17 @@ fn votes(error: &ExtendError) -> Vec<Vote> {
     ballots.iter().map(|ballot| ballot.vote.clone()).collect()
 }
 
+fn assert_expired(error: &ExtendError) {
+    let expired =
+        matches!(error, ExtendError::Lost { reason, .. } if *reason == LossReason::Expired);
+    assert!(expired, "{error:?}");
+}
+
+fn assert_unconfirmed(error: &ExtendError) {
+    let unconfirmed = matches!(error, ExtendError::Unconfirmed { .. });
+    assert!(unconfirmed, "{error:?}");
+}
+
 /// A rival's attempt, which must fail because the lock is taken.
 async fn assert_taken(rival: &Redlock, guard: &LockGuard) {
     let attempt = rival.try_lock(guard.resource(), TTL).await;
@@ -86,10 +97,7 @@ async fn a_minority_is_not_enough(
     let error = without_change(&guard, async || guard.extend(LONGER).await)
         .await
         .unwrap_err();
-    assert!(
-        matches!(error, ExtendError::Unconfirmed { .. }),
-        "{error:?}"
-    );
+    assert_unconfirmed(&error);
     let votes = votes(&error);
     assert!(matches!(votes[1], Vote::Failed(_)), "{votes:?}");
     assert!(matches!(votes[2], Vote::Failed(_)), "{votes:?}");
@@ -175,16 +183,7 @@ async fn an_expired_lock_is_not_extended_and_nothing_is_sent() {
         "the valid one was sent"
     );
     let error = guard.extend(TTL).await.unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ExtendError::Lost {
-                reason: tokio_redlock::LossReason::Expired,
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    assert_expired(&error);
     assert!(!guard.is_valid());
     // A SET to each, behind which nothing can be under way any more.
     lock_everywhere(&dlm, &masters, TTL).await.leak();
@@ -204,16 +203,7 @@ async fn keys_that_outlive_the_validity_do_not_bring_it_back() {
     eventually_async("the validity ends", LONG, async || !guard.is_valid()).await;
 
     let error = guard.extend(TTL).await.unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ExtendError::Lost {
-                reason: tokio_redlock::LossReason::Expired,
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    assert_expired(&error);
     assert!(!guard.is_valid());
     for server in &masters {
         let left = server.pttl(guard.resource());
@@ -263,10 +253,7 @@ async fn a_key_set_again_counts_from_the_next_extension_on() {
     let error = without_change(&guard, async || guard.extend(LONGER).await)
         .await
         .unwrap_err();
-    assert!(
-        matches!(error, ExtendError::Unconfirmed { .. }),
-        "{error:?}"
-    );
+    assert_unconfirmed(&error);
     let heard = votes(&error);
     assert!(matches!(heard[1], Vote::Recreated), "{heard:?}");
     assert!(guard.is_valid());
@@ -278,10 +265,7 @@ async fn a_key_set_again_counts_from_the_next_extension_on() {
     let error = without_change(&guard, async || guard.extend(2 * LONGER).await)
         .await
         .unwrap_err();
-    assert!(
-        matches!(error, ExtendError::Unconfirmed { .. }),
-        "{error:?}"
-    );
+    assert_unconfirmed(&error);
     let heard = votes(&error);
     assert!(matches!(heard[0], Vote::Recreated), "{heard:?}");
     extend_fully(&guard, 2 * LONGER).await;
@@ -363,7 +347,7 @@ async fn extend_with_late_answers(
     let extended = match guard.extend(TTL).await {
         Ok(()) => true,
         Err(ExtendError::Lost {
-            reason: tokio_redlock::LossReason::Expired,
+            reason: LossReason::Expired,
             ..
         }) => false,
         Err(other) => panic!("{other:?}"),
@@ -419,10 +403,7 @@ async fn an_answer_after_the_request_timeout_does_not_count_and_the_next_one_doe
     })
     .await
     .unwrap_err();
-    assert!(
-        matches!(error, ExtendError::Unconfirmed { .. }),
-        "{error:?}"
-    );
+    assert_unconfirmed(&error);
     eventually_extends(&guard, LONGER).await;
     assert!(guard.validity() > net(TTL));
 }

@@ -7,48 +7,24 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use redis::aio::ConnectionLike;
-use redis::{Cmd, Pipeline, RedisFuture, Value as Reply};
+use redis::{Arg, Cmd};
+use support::AnsweredBy;
 use tokio::time::sleep;
-use tokio_redlock::testing::{Connection, Masters};
+use tokio_redlock::testing::Masters;
 use tokio_redlock::{KeepAlive, LockGuard, Redlock};
 
-/// Counts the scripts that it is sent.
-#[derive(Clone)]
-struct Counting {
-    connection: Connection,
-    scripts: Arc<AtomicU32>,
-}
-
-impl ConnectionLike for Counting {
-    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Reply> {
-        if command.args_iter().next() == Some(redis::Arg::Simple(b"EVALSHA")) {
-            self.scripts.fetch_add(1, Ordering::Relaxed);
-        }
-        self.connection.req_packed_command(command)
-    }
-
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        pipeline: &'a Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Reply>> {
-        self.connection.req_packed_commands(pipeline, offset, count)
-    }
-
-    fn get_db(&self) -> i64 {
-        self.connection.get_db()
-    }
-}
-
-/// Two masters, and a third one that counts.
+/// Two masters, and a third one that counts the scripts that it is sent.
 fn counted() -> (Redlock, Arc<AtomicU32>) {
     let (two, third) = (Masters::new(2), Masters::new(1));
-    let scripts = Arc::default();
-    let counting = Counting {
-        connection: third[0].connect(),
-        scripts: Arc::clone(&scripts),
-    };
+    let scripts = Arc::new(AtomicU32::new(0));
+    let (connection, counter) = (third[0].connect(), Arc::clone(&scripts));
+    let counting = AnsweredBy(move |command: Cmd| {
+        if command.args_iter().next() == Some(Arg::Simple(b"EVALSHA")) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut connection = connection.clone();
+        async move { connection.req_packed_command(&command).await }
+    });
     let builder = Redlock::builder().testing(&two).connection(counting);
     (builder.build().expect("three masters"), scripts)
 }

@@ -19,7 +19,7 @@ const FOREIGN: &str = "somebody else";
 
 /// What a master is when it is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+pub(crate) enum State {
     Free,
     Taken,
     Down,

@@ -6,6 +6,8 @@ use futures::future::join_all;
 use support::{LONG, Masters, Proxy, Server, Servers, unique};
 use tokio_redlock::{ExtendError, LockError, LockGuard, MasterError, Redlock, ReleaseError, Vote};
 
+use crate::outcomes::State;
+
 /// Longer than any test runs.
 const TTL: Duration = Duration::from_secs(120);
 
@@ -157,14 +159,6 @@ async fn the_majority_of_four_decides_whoever_it_is() {
 #[tokio::test]
 async fn the_majority_of_five_decides_whoever_it_is() {
     assert_majority_decides(5).await;
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Free,
-    Taken,
-    Down,
-    Hung,
 }
 
 /// A master, and ways to it that lead nowhere.

@@ -10,11 +10,10 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use futures::future::join_all;
-use redis::aio::ConnectionLike;
-use redis::{Cmd, Pipeline, RedisFuture, Value as Reply};
+use redis::Value as Reply;
 use support::{
-    CAME_TO_ITS_END, LONG, Masters, Proxy, Server, Servers, comes_to_its_end, current_thread,
-    eventually, eventually_async, multi_thread, test_process, unique,
+    AnsweredBy, CAME_TO_ITS_END, LONG, Masters, Proxy, Server, Servers, comes_to_its_end,
+    current_thread, eventually, eventually_async, multi_thread, test_process, unique,
 };
 use tokio::runtime::Runtime;
 use tokio_redlock::{LockGuard, Redlock};
@@ -340,41 +339,23 @@ fn child() {
     process::exit(CAME_TO_ITS_END);
 }
 
-/// A connection whose code blocks the thread of all clients for a while, when it is first used.
-#[derive(Clone)]
-struct Blocking(Arc<Mutex<Option<mpsc::Sender<()>>>>);
-
-impl ConnectionLike for Blocking {
-    fn req_packed_command<'a>(&'a mut self, _: &'a Cmd) -> RedisFuture<'a, Reply> {
-        Box::pin(async move {
-            let first = self.0.lock().expect("nobody panics").take();
+/// Keeps the background of all clients from its work. Something is received when that begins, and nothing more when it
+/// is over.
+fn stall() -> mpsc::Receiver<()> {
+    let (begins, received) = mpsc::channel();
+    let begins = Arc::new(Mutex::new(Some(begins)));
+    // Its code blocks the thread of all clients for a while, when it is first used.
+    let connection = AnsweredBy(move |_| {
+        let begins = Arc::clone(&begins);
+        async move {
+            let first = begins.lock().expect("nobody panics").take();
             if let Some(begins) = first {
                 let _ = begins.send(());
                 thread::sleep(Duration::from_millis(400));
             }
             Ok(Reply::Nil)
-        })
-    }
-
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        _: &'a Pipeline,
-        _: usize,
-        _: usize,
-    ) -> RedisFuture<'a, Vec<Reply>> {
-        unreachable!("requests are sent one by one")
-    }
-
-    fn get_db(&self) -> i64 {
-        0
-    }
-}
-
-/// Keeps the background of all clients from its work. Something is received when that begins, and nothing more when it
-/// is over.
-fn stall() -> mpsc::Receiver<()> {
-    let (begins, received) = mpsc::channel();
-    let connection = Blocking(Arc::new(Mutex::new(Some(begins))));
+        }
+    });
     let builder = Redlock::builder().connection(connection);
     let dlm = builder.build().expect("one master");
     thread::spawn(move || {

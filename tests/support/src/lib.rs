@@ -1,5 +1,6 @@
 //! Real servers that a test can start, kill, freeze and cut off, and ways to wait for what they show.
 
+mod connection;
 mod detour;
 mod logs;
 mod masters;
@@ -13,6 +14,7 @@ mod wait;
 
 use std::time::Duration;
 
+pub use connection::AnsweredBy;
 pub use detour::{Detour, Held};
 pub use logs::{Logs, ask_every_thread};
 pub use masters::{Masters, Servers};
