@@ -1,4 +1,4 @@
-//! Every error that there is, brought about by real masters, and what it says.
+//! Every error that there is, caused by real masters, and what its text says.
 
 use std::error::Error;
 use std::fmt::{Debug, Display};

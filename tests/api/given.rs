@@ -1,5 +1,5 @@
-//! Connections that the caller gave: requests for one resource do not wait for each other, requests of one value keep
-//! their order, and the queue keeps nothing that is of no use.
+//! Connections that the caller has made: requests for one resource do not wait for each other, requests with one
+//! value keep their order, and a request that nobody waits for any more is not sent.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,4 @@
-//! Looking at a resource: what every master says, what that makes together, and nothing is changed by it.
+//! `inspect`: what each master answers, the verdict of all of them together, and that nothing is changed.
 
 use std::time::Duration;
 

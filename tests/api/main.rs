@@ -1,4 +1,4 @@
-//! What a program can ask of the crate, and what the program is told.
+//! The public interface: how a client is built and called, and what it returns, logs and shows.
 
 mod bounds;
 mod errors;

@@ -1,4 +1,4 @@
-//! How masters are given, and what is made of them.
+//! How masters are given to the builder: by URL, by client or by connection.
 
 use std::net::{Ipv6Addr, TcpListener};
 use std::sync::atomic::{AtomicUsize, Ordering};

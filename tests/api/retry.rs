@@ -1,4 +1,4 @@
-//! How a lock that is not granted at once is waited for, and when that ends.
+//! How long the client waits for a lock that is taken, and when it gives up.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
-//! Whose runtime a call is polled by does not matter: it may lack drivers, idle, be blocked, end, or not be Tokio's.
+//! A call works whichever runtime polls it: one without drivers, one that idles, is blocked or ends, and an executor
+//! that is not Tokio's.
 
 use std::cell::RefCell;
 use std::future::{IntoFuture, pending};

@@ -1,4 +1,4 @@
-//! What a service sees of its locks: spans and events.
+//! The spans and events of the crate.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;

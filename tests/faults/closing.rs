@@ -1,4 +1,4 @@
-//! Connections that the client closes at a master, and those that it must not or may not close.
+//! Old connections that the client closes at a master, and what it does where it must not or may not close them.
 
 use std::thread::{self, JoinHandle};
 use std::time::Duration;

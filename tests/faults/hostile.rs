@@ -1,4 +1,4 @@
-//! Masters that answer nonsense, or not at all, or too much: nothing panics, nothing hangs, and none of it counts.
+//! Masters that answer nonsense, nothing or too much: the client neither panics nor hangs, and counts no such answer.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

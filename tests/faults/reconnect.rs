@@ -1,4 +1,4 @@
-//! A master that was away votes again soon after its return, and meanwhile it is left in peace.
+//! A master that was away votes again soon after its return. Until then the client seldom tries to connect to it.
 
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};

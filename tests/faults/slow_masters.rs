@@ -1,4 +1,5 @@
-//! A minority of dead, hung or distant masters costs nothing, and a majority of them an error in time.
+//! Dead, hung or distant masters: a minority of them does not slow a call down, and with a majority of them a call
+//! fails in time.
 
 use std::time::{Duration, Instant};
 

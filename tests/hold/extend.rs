@@ -1,4 +1,4 @@
-//! How a lock is made to last longer, and when that is refused.
+//! Extending a lock, and when that is refused.
 
 use std::time::Duration;
 

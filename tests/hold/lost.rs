@@ -1,4 +1,4 @@
-//! The loss of a lock: told on time, never early, and for good.
+//! The loss of a lock is noticed on time and never early, and it is final.
 
 use std::process::{Child, ChildStdout, Stdio};
 use std::sync::{Arc, Mutex};

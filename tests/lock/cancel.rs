@@ -1,4 +1,4 @@
-//! Futures dropped at any point: nothing of ours is left on a master, except for a lock that was handed over.
+//! Futures dropped at any point: no key of ours is left on a master, except for a lock that was handed to the caller.
 
 use std::future::{IntoFuture, poll_fn};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! What becomes of one attempt, for every combination of what the masters can be.
+//! The outcome of one attempt, for every combination of states of the masters.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! How many masters it takes: with some down, hung, or holding the key for somebody else.
+//! How many masters a lock takes while some are down, hang, or hold the key for somebody else.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ const TTL: Duration = Duration::from_secs(120);
 
 const FOREIGN: &[u8] = b"\xff\xfe\x00";
 
-fn kill(servers: &mut [Server]) {
-    servers.iter_mut().for_each(Server::kill);
+fn kill(masters: &mut [Server]) {
+    masters.iter_mut().for_each(Server::kill);
 }
 
 fn assert_unreachable(attempt: Result<LockGuard, LockError>, down: &[Server]) {
@@ -35,27 +35,27 @@ fn assert_unreachable(attempt: Result<LockGuard, LockError>, down: &[Server]) {
 
 /// A whole life of a lock with as many masters down as a quorum can spare, and its failure with one more: down from
 /// the beginning, and going down while it is held.
-async fn assert_tolerates(masters: usize, failures: usize) {
-    let mut servers = Masters::start(masters);
-    let dlm = servers.patient_client();
+async fn assert_tolerates(number: usize, failures: usize) {
+    let mut masters = Masters::start(number);
+    let dlm = masters.patient_client();
     let (held, lost) = (unique("held"), unique("lost"));
     let guard = dlm.lock(&held, TTL).await.unwrap();
     let losing = dlm.lock(&lost, TTL).await.unwrap();
-    servers.eventually_hold(&guard).await;
-    servers.eventually_hold(&losing).await;
+    masters.eventually_hold(&guard).await;
+    masters.eventually_hold(&losing).await;
 
-    kill(&mut servers[..failures]);
+    kill(&mut masters[..failures]);
     guard.extend(2 * TTL).await.unwrap();
     assert!(guard.validity() > TTL);
     guard.release().await.unwrap();
-    for dlm in [&dlm, &servers.patient_client()] {
+    for dlm in [&dlm, &masters.patient_client()] {
         let guard = dlm.lock(unique("resource"), TTL).await.unwrap();
         guard.extend(2 * TTL).await.unwrap();
         guard.release().await.unwrap();
     }
 
-    kill(&mut servers[failures..=failures]);
-    let (down, up) = servers.split_at(failures + 1);
+    kill(&mut masters[failures..=failures]);
+    let (down, up) = masters.split_at(failures + 1);
     let extended = losing.extend(2 * TTL).await;
     assert!(
         matches!(extended, Err(ExtendError::Unconfirmed { .. })),
@@ -67,7 +67,7 @@ async fn assert_tolerates(masters: usize, failures: usize) {
         matches!(released, Err(ReleaseError::Unconfirmed { .. })),
         "{released:?}"
     );
-    for dlm in [&dlm, &servers.patient_client()] {
+    for dlm in [&dlm, &masters.patient_client()] {
         assert_unreachable(dlm.try_lock(unique("resource"), TTL).await, down);
     }
     up.eventually_empty().await;
@@ -95,16 +95,16 @@ async fn four_masters_tolerate_one_failure() {
 
 #[tokio::test]
 async fn five_masters_tolerate_one_failure() {
-    let mut servers = Masters::start(5);
-    kill(&mut servers[..1]);
-    let guard = servers
+    let mut masters = Masters::start(5);
+    kill(&mut masters[..1]);
+    let guard = masters
         .patient_client()
         .lock("resource", TTL)
         .await
         .unwrap();
     guard.extend(2 * TTL).await.unwrap();
     guard.release().await.unwrap();
-    servers[1..].eventually_empty().await;
+    masters[1..].eventually_empty().await;
 }
 
 #[tokio::test]
@@ -113,33 +113,33 @@ async fn five_masters_tolerate_two_failures() {
 }
 
 /// Every set of masters whose key somebody else holds.
-async fn assert_majority_decides(masters: usize) {
-    let servers = Masters::start(masters);
-    let dlm = servers.patient_client();
+async fn assert_majority_decides(number: usize) {
+    let masters = Masters::start(number);
+    let dlm = masters.patient_client();
     drop(dlm.lock("all connections are open", TTL).await);
     assert_eq!(dlm.shutdown(LONG).await, 0);
-    for taken in 0..1_usize << masters {
+    for taken in 0..1_usize << number {
         let resource = format!("{taken:05b}");
         let is_taken = |place: usize| taken >> place & 1 == 1;
-        for (place, server) in servers.iter().enumerate() {
+        for (place, server) in masters.iter().enumerate() {
             if is_taken(place) {
                 server.set_px(&resource, FOREIGN, 120_000);
             }
         }
         let attempt = dlm.try_lock(&resource, TTL).await;
-        let free = masters - (0..masters).filter(|&place| is_taken(place)).count();
+        let free = number - (0..number).filter(|&place| is_taken(place)).count();
         match attempt {
             Ok(guard) => {
-                assert!(2 * free > masters, "granted: {resource}");
+                assert!(2 * free > number, "granted: {resource}");
                 guard.release().await.unwrap();
             }
             Err(LockError::Taken(attempts)) => {
-                assert!(2 * free <= masters, "taken: {resource}: {attempts}");
+                assert!(2 * free <= number, "taken: {resource}: {attempts}");
             }
             Err(other) => panic!("{resource}: {other}"),
         }
         assert_eq!(dlm.shutdown(LONG).await, 0);
-        for (place, server) in servers.iter().enumerate() {
+        for (place, server) in masters.iter().enumerate() {
             let left = is_taken(place).then_some(FOREIGN);
             assert_eq!(server.get(&resource).as_deref(), left, "{resource}");
         }
@@ -283,12 +283,12 @@ async fn any_two_of_three_masters_decide_whatever_the_third_does() {
 
 #[tokio::test]
 async fn a_lock_that_is_taken_where_the_others_are_known_to_be_down_is_unreachable() {
-    let mut servers = Masters::start(3);
-    kill(&mut servers[1..]);
-    let dlm = servers.patient_client();
+    let mut masters = Masters::start(3);
+    kill(&mut masters[1..]);
+    let dlm = masters.patient_client();
     let resource = unique("resource");
-    assert_unreachable(dlm.try_lock(&resource, TTL).await, &servers[1..]);
-    servers[0].set_px(&resource, FOREIGN, 120_000);
+    assert_unreachable(dlm.try_lock(&resource, TTL).await, &masters[1..]);
+    masters[0].set_px(&resource, FOREIGN, 120_000);
     let attempt = dlm.try_lock(&resource, TTL).await;
     assert!(
         matches!(attempt, Err(LockError::Unreachable(_))),
@@ -298,10 +298,10 @@ async fn a_lock_that_is_taken_where_the_others_are_known_to_be_down_is_unreachab
 
 #[tokio::test]
 async fn a_hung_master_costs_no_time_while_the_others_decide() {
-    let servers = Masters::start(3);
-    let dlm = servers.patient_client();
+    let masters = Masters::start(3);
+    let dlm = masters.patient_client();
     let guard = dlm.lock(unique("resource"), TTL).await.unwrap();
-    servers[0].freeze();
+    masters[0].freeze();
     // Otherwise each would take the request timeout, which is longer than the whole of this may take.
     let whole = async {
         guard.extend(2 * TTL).await.unwrap();

@@ -1,4 +1,4 @@
-//! What the masters are told, command by command, and how little they have to allow.
+//! The commands that the client sends to a master, and the few rights that they need.
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Write};

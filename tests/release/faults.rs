@@ -1,5 +1,5 @@
-//! Releasing a lock that is lost, or while masters are silent or down: the answer is true, nobody else's key is
-//! touched, nothing is waited for that does not matter, and what could not be undone at once is undone later.
+//! A release after the lock was lost, or while masters are silent or down: its result is true, no key of anybody else
+//! is deleted, no master is waited for in vain, and what cannot be deleted at once is deleted later.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! The wait for releases at the end of a program.
+//! `shutdown` waits for the releases that are under way.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
-//! What tests stand on: masters in memory, which the crate has for its users, and the real servers of its own tests.
+//! What tests build on: masters in memory, which the crate offers to its users, and the real servers of our own
+//! tests.
 
 #[cfg(feature = "test-util")]
 mod memory;

@@ -1,4 +1,4 @@
-//! Masters in memory behave as real ones: one suite runs over both. And they do what they are told.
+//! Masters in memory answer as real ones do: one suite runs over both. Their faults do what a test asks for.
 
 use std::time::Duration;
 

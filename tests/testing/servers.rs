@@ -1,4 +1,4 @@
-//! The ground that all other tests stand on: servers, proxies and their faults do what they promise.
+//! The servers and proxies of the tests, and their faults, do what they promise.
 
 use std::net::TcpStream;
 use std::thread;
