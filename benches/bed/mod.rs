@@ -1,24 +1,19 @@
 //! Five masters on this machine, and what is compared on them: the crate, and the floor below it.
 
-// Every file in benches/ is a program of its own that contains all of this and uses a part, also of the tests' servers.
-#![allow(dead_code, unreachable_pub)]
+// Every file in benches/ is a program of its own that contains all of this and uses a part.
+#![allow(dead_code)]
 
 mod contest;
 mod floor;
-#[path = "../../tests/support/port.rs"]
-mod port;
 mod rival;
 mod run;
-#[path = "../../tests/support/scratch.rs"]
-mod scratch;
-#[path = "../../tests/support/server.rs"]
-mod server;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use redis::cmd;
+use support::Server;
 use tokio::runtime::{self, Runtime};
 use tokio_redlock::Redlock;
 
@@ -26,7 +21,6 @@ pub(crate) use self::contest::Contest;
 pub(crate) use self::floor::Floor;
 pub(crate) use self::rival::Rival;
 pub(crate) use self::run::Run;
-pub(crate) use self::server::Server;
 
 /// Longer than anything takes, so that a key that is left behind is still there to be counted.
 pub(crate) const TTL: Duration = Duration::from_secs(600);
@@ -49,9 +43,9 @@ impl Bed {
             .enable_all()
             .build()
             .expect("a runtime can be built");
-        let servers = Server::many::<5>();
-        let urls = servers.each_ref().map(Server::url);
-        Self::connect(Arc::new(runtime), Arc::new(servers), &urls)
+        let servers = Server::many(5);
+        let urls: Vec<_> = servers.iter().map(Server::url).collect();
+        Self::connect(Arc::new(runtime), servers.into(), &urls)
     }
 
     /// The same masters, reached at other addresses.

@@ -8,10 +8,10 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
+use support::Server;
 
 use crate::report::Report;
 use crate::soak::Event;
-use crate::support::Server;
 use crate::usage::Usage;
 use crate::worker;
 

@@ -15,8 +15,6 @@ mod history;
 mod report;
 mod soak;
 mod summary;
-#[path = "../../tests/support/mod.rs"]
-mod support;
 mod usage;
 mod worker;
 

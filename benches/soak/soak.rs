@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rand::RngExt;
 use rustix::process::Signal;
+use support::Server;
 use tokio::runtime;
 
 use crate::child::Worker;
@@ -14,7 +15,6 @@ use crate::fault::Fault;
 use crate::history::History;
 use crate::report::Report;
 use crate::summary::Summary;
-use crate::support::Server;
 use crate::usage::Usage;
 use crate::worker;
 

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use distributed_lock_core::traits::{DistributedLock as _, LockHandle, LockProvider};
 use distributed_lock_redis::{RedisLockHandle, RedisLockProvider};
+use support::Server;
 
 use super::quiet;
-use crate::bed::{Rival, Server, TTL};
+use crate::bed::{Rival, TTL};
 
 #[derive(Clone)]
 pub(crate) struct DistributedLock(Arc<RedisLockProvider>);

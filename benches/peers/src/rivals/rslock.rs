@@ -1,9 +1,10 @@
 //! rslock, see <https://docs.rs/rslock/0.10.0>.
 
 use ::rslock::{LockGuard, LockManager};
+use support::Server;
 
 use super::quiet;
-use crate::bed::{Rival, Server, TTL};
+use crate::bed::{Rival, TTL};
 
 pub(crate) fn rslock(servers: &[Server]) -> LockManager {
     LockManager::new(servers.iter().map(Server::url).collect())
