@@ -7,7 +7,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, Script, Value, cmd};
 
 use super::TTL;
-use super::rival::Rival;
+use super::subject::Subject;
 
 const RELEASE: &str = include_str!("../../src/master/scripts/release.lua");
 
@@ -65,7 +65,7 @@ impl Floor {
     }
 }
 
-impl Rival for Floor {
+impl Subject for Floor {
     const NAME: &'static str = "floor";
 
     type Held = Held;

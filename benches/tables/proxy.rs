@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 
-use crate::bed::Server;
+use crate::harness::Server;
 
 /// The most that is read at once: room for dozens of commands.
 const PIECE: usize = 1 << 12;

@@ -7,12 +7,12 @@ mod contest;
 mod floor;
 #[path = "../../tests/support/port.rs"]
 mod port;
-mod rival;
 mod run;
 #[path = "../../tests/support/scratch.rs"]
 mod scratch;
 #[path = "../../tests/support/server.rs"]
 mod server;
+mod subject;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,14 +24,14 @@ use tokio_redlock::Redlock;
 
 pub(crate) use self::contest::Contest;
 pub(crate) use self::floor::Floor;
-pub(crate) use self::rival::Rival;
 pub(crate) use self::run::Run;
 pub(crate) use self::server::Server;
+pub(crate) use self::subject::Subject;
 
 /// Longer than anything takes, so that a key that is left behind is still there to be counted.
 pub(crate) const TTL: Duration = Duration::from_secs(600);
 
-pub(crate) struct Bed {
+pub(crate) struct Harness {
     /// Runs the callers, and the connections of `dlm_here` and of the floor.
     pub(crate) runtime: Arc<Runtime>,
     /// The crate by default: its connections are on the thread `redlock`.
@@ -42,7 +42,7 @@ pub(crate) struct Bed {
     pub(crate) servers: Arc<[Server]>,
 }
 
-impl Bed {
+impl Harness {
     pub(crate) fn new() -> Self {
         let runtime = runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -72,18 +72,18 @@ impl Bed {
     }
 
     /// Has so many tasks lock and release a fresh resource so many times each.
-    pub(crate) fn run(&self, rival: &impl Rival, tasks: u32, each: u64) -> Run {
-        self.runtime.block_on(Run::new(rival, tasks, each))
+    pub(crate) fn run(&self, subject: &impl Subject, tasks: u32, each: u64) -> Run {
+        self.runtime.block_on(Run::new(subject, tasks, each))
     }
 
     /// Has so many tasks want a fresh resource so many times each.
-    pub(crate) fn contest(&self, rival: &impl Rival, tasks: u32, each: u32) -> Contest {
-        self.runtime.block_on(Contest::new(rival, tasks, each))
+    pub(crate) fn contest(&self, subject: &impl Subject, tasks: u32, each: u32) -> Contest {
+        self.runtime.block_on(Contest::new(subject, tasks, each))
     }
 
     /// Waits for what is still under way.
-    pub(crate) fn settle(&self, rival: &impl Rival) {
-        self.runtime.block_on(rival.settle());
+    pub(crate) fn settle(&self, subject: &impl Subject) {
+        self.runtime.block_on(subject.settle());
     }
 
     /// Removes the keys that are left, and tells how many there were on all masters.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::bed::Bed;
+use crate::harness::Harness;
 use crate::stats::percentile;
 use crate::table::{Table, per_second, time};
 
@@ -10,7 +10,7 @@ use crate::table::{Table, per_second, time};
 /// those who wait, so once each and many times each are two different things.
 const CONTESTS: [(u32, u32, u32); 4] = [(8, 1, 30), (64, 1, 8), (8, 100, 1), (64, 20, 1)];
 
-pub(crate) fn print(bed: &Bed) {
+pub(crate) fn print(harness: &Harness) {
     let header = [
         "tasks",
         "locks each",
@@ -23,19 +23,19 @@ pub(crate) fn print(bed: &Bed) {
     let title = "contended: all tasks at once, one resource, default delays, five masters";
     let mut table = Table::new(title, header);
     // Opens the connections.
-    bed.contest(&bed.dlm, 1, 1);
+    harness.contest(&harness.dlm, 1, 1);
     for (tasks, each, times) in CONTESTS {
-        bed.settle(&bed.dlm);
-        let commands = bed.commands();
+        harness.settle(&harness.dlm);
+        let commands = harness.commands();
         let mut elapsed = Duration::ZERO;
         let mut hand_overs = Vec::new();
         for _ in 0..times {
-            let contest = bed.contest(&bed.dlm, tasks, each);
+            let contest = harness.contest(&harness.dlm, tasks, each);
             elapsed += contest.elapsed;
             hand_overs.extend(contest.hand_overs);
         }
-        bed.settle(&bed.dlm);
-        let commands = u32::try_from(bed.commands() - commands).expect("far fewer");
+        harness.settle(&harness.dlm);
+        let commands = u32::try_from(harness.commands() - commands).expect("far fewer");
         let locks = f64::from(tasks * each * times);
         table.row([
             tasks.to_string(),
@@ -44,7 +44,7 @@ pub(crate) fn print(bed: &Bed) {
             time(percentile(&hand_overs, 50)),
             time(percentile(&hand_overs, 99)),
             format!("{:.1}", f64::from(commands) / locks),
-            bed.clear().to_string(),
+            harness.clear().to_string(),
         ]);
     }
     table.print(

@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 use tokio_redlock::{LockGuard, Redlock};
 
-use crate::bed::{Bed, fresh};
+use crate::harness::{Harness, fresh};
 use crate::stats::percentile;
 use crate::table::{Table, time};
 
@@ -23,11 +23,11 @@ struct Notices {
     early: usize,
 }
 
-pub(crate) fn print(bed: &Bed) {
-    let [lost, timer] = bed.runtime.block_on(measure(bed));
-    bed.servers.iter().for_each(|server| server.thaw());
-    bed.settle(&bed.dlm);
-    bed.clear();
+pub(crate) fn print(harness: &Harness) {
+    let [lost, timer] = harness.runtime.block_on(measure(harness));
+    harness.servers.iter().for_each(|server| server.thaw());
+    harness.settle(&harness.dlm);
+    harness.clear();
 
     let title = format!("lost: {LOCKS} locks end while all five masters are frozen");
     let mut table = Table::new(title, ["late by", "p50", "p99", "max", "early"]);
@@ -38,13 +38,13 @@ pub(crate) fn print(bed: &Bed) {
     table.print("after the deadline that validity() gave; a timer of Tokio is up to 1 ms late");
 }
 
-async fn measure(bed: &Bed) -> [Notices; 2] {
+async fn measure(harness: &Harness) -> [Notices; 2] {
     let mut guards = Vec::new();
     for place in 0..LOCKS {
         let ttl = TTL + APART * u32::try_from(place).expect("a few");
-        guards.push(lock(&bed.dlm, ttl).await);
+        guards.push(lock(&harness.dlm, ttl).await);
     }
-    bed.servers.iter().for_each(|server| server.freeze());
+    harness.servers.iter().for_each(|server| server.freeze());
     let mut waiting = JoinSet::new();
     for guard in guards {
         waiting.spawn(notice(guard));

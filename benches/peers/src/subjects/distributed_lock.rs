@@ -6,7 +6,7 @@ use distributed_lock_core::traits::{DistributedLock as _, LockHandle, LockProvid
 use distributed_lock_redis::{RedisLockHandle, RedisLockProvider};
 
 use super::quiet;
-use crate::bed::{Rival, Server, TTL};
+use crate::harness::{Server, Subject, TTL};
 
 #[derive(Clone)]
 pub(crate) struct DistributedLock(Arc<RedisLockProvider>);
@@ -26,7 +26,7 @@ impl DistributedLock {
     }
 }
 
-impl Rival for DistributedLock {
+impl Subject for DistributedLock {
     const NAME: &'static str = "distributed-lock";
 
     type Held = RedisLockHandle;

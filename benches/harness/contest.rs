@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::fresh;
-use super::rival::Rival;
+use super::subject::Subject;
 
 /// Who has not been served by then will not be.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -28,7 +28,7 @@ struct Course {
 
 impl Contest {
     /// Has so many tasks come at once, lock the same resource so many times each, and release it at once.
-    pub(crate) async fn new(rival: &impl Rival, tasks: u32, each: u32) -> Self {
+    pub(crate) async fn new(subject: &impl Subject, tasks: u32, each: u32) -> Self {
         let start = Instant::now();
         let resource: Arc<str> = fresh().into();
         let course = Arc::new(Mutex::new(Course {
@@ -37,13 +37,13 @@ impl Contest {
         }));
         let mut running = JoinSet::new();
         for _ in 0..tasks {
-            let (rival, resource, course) = (rival.clone(), resource.clone(), course.clone());
+            let (subject, resource, course) = (subject.clone(), resource.clone(), course.clone());
             running.spawn(async move {
                 for _ in 0..each {
-                    let held = rival.contend(&resource).await;
+                    let held = subject.contend(&resource).await;
                     course.lock().expect("no task panics").grant();
                     course.lock().expect("no task panics").free_since = Some(Instant::now());
-                    rival.release(held).await;
+                    subject.release(held).await;
                 }
             });
         }

@@ -3,13 +3,13 @@
 use ::rslock::{LockGuard, LockManager};
 
 use super::quiet;
-use crate::bed::{Rival, Server, TTL};
+use crate::harness::{Server, Subject, TTL};
 
 pub(crate) fn rslock(servers: &[Server]) -> LockManager {
     LockManager::new(servers.iter().map(Server::url).collect())
 }
 
-impl Rival for LockManager {
+impl Subject for LockManager {
     const NAME: &'static str = "rslock";
 
     type Held = LockGuard;

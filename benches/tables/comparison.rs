@@ -1,46 +1,46 @@
 //! The crate on the thread `redlock`, the crate on the runtime of its callers, and the floor, which take turns.
 
-use crate::bed::Bed;
-use crate::stats::{Duel, percentile};
+use crate::harness::Harness;
+use crate::sample::Sample;
+use crate::stats::{Pairs, percentile};
 use crate::table::{Table, per_second, ratio, time};
-use crate::target::{Target, judge};
-use crate::turn::Turn;
+use crate::target::{Judge, Target};
 
 const ROUNDS: usize = 21;
 
-pub(crate) struct Figure {
+pub(crate) struct Metric {
     name: &'static str,
-    of: fn(&Turn) -> f64,
+    of: fn(&Sample) -> f64,
     show: fn(f64) -> String,
     /// What crate / floor should be with the connections of the crate on the thread `redlock`, and on the current runtime.
     on_thread: Option<Target>,
     on_current: Option<Target>,
 }
 
-impl Figure {
+impl Metric {
     pub(crate) const LOCK_P50: Self =
-        Self::new("lock p50", |turn| percentile(&turn.run.locks, 50), time);
+        Self::new("lock p50", |sample| percentile(&sample.run.locks, 50), time);
     pub(crate) const LOCK_P99: Self =
-        Self::new("lock p99", |turn| percentile(&turn.run.locks, 99), time);
+        Self::new("lock p99", |sample| percentile(&sample.run.locks, 99), time);
     pub(crate) const RELEASE_P50: Self = Self::new(
         "release p50",
-        |turn| percentile(&turn.run.releases, 50),
+        |sample| percentile(&sample.run.releases, 50),
         time,
     );
     pub(crate) const RELEASE_P99: Self = Self::new(
         "release p99",
-        |turn| percentile(&turn.run.releases, 99),
+        |sample| percentile(&sample.run.releases, 99),
         time,
     );
-    pub(crate) const CYCLES: Self = Self::new("cycles", Turn::per_second, per_second);
-    pub(crate) const CPU: Self = Self::new("CPU per cycle", |turn| turn.cpu, time);
+    pub(crate) const CYCLES: Self = Self::new("cycles", Sample::per_second, per_second);
+    pub(crate) const CPU: Self = Self::new("CPU per cycle", |sample| sample.cpu, time);
     pub(crate) const COMMANDS: Self = Self::new(
         "commands per cycle",
-        |turn| turn.commands,
+        |sample| sample.commands,
         |commands| format!("{commands:.1}"),
     );
 
-    const fn new(name: &'static str, of: fn(&Turn) -> f64, show: fn(f64) -> String) -> Self {
+    const fn new(name: &'static str, of: fn(&Sample) -> f64, show: fn(f64) -> String) -> Self {
         Self {
             name,
             of,
@@ -61,29 +61,37 @@ impl Figure {
     }
 }
 
-/// Prints a table. In each turn so many tasks lock and release a fresh resource so many times each.
-pub(crate) fn print(bed: &Bed, title: &str, tasks: u32, each: u64, figures: &[Figure]) {
-    let turn = |side| match side {
-        0 => Turn::new(bed, &bed.dlm, tasks, each),
-        1 => Turn::new(bed, &bed.dlm_here, tasks, each),
-        _ => Turn::new(bed, &bed.floor, tasks, each),
+/// Prints a table. In each sample so many tasks lock and release a fresh resource so many times each.
+pub(crate) fn print(
+    harness: &Harness,
+    judge: &mut Judge,
+    title: &str,
+    tasks: u32,
+    each: u64,
+    metrics: &[Metric],
+) {
+    let sample = |side| match side {
+        0 => Sample::new(harness, &harness.dlm, tasks, each),
+        1 => Sample::new(harness, &harness.dlm_here, tasks, each),
+        _ => Sample::new(harness, &harness.floor, tasks, each),
     };
-    let mut duels: Vec<_> = figures
+    let mut all_pairs: Vec<_> = metrics
         .iter()
-        .map(|_| [(); 2].map(|()| Duel::default()))
+        .map(|_| [(); 2].map(|()| Pairs::default()))
         .collect();
     let (mut keys_left, mut failed) = ([0; 3], [0; 3]);
     // The first round warms up.
     for round in 0..=ROUNDS {
-        let mut turns = order(round).map(|side| (side, turn(side)));
-        turns.sort_by_key(|(side, _)| *side);
-        for (side, turn) in &turns {
-            keys_left[*side] += turn.keys_left;
-            failed[*side] += turn.failed;
+        let mut samples = order(round).map(|side| (side, sample(side)));
+        samples.sort_by_key(|(side, _)| *side);
+        for (side, sample) in &samples {
+            keys_left[*side] += sample.keys_left;
+            failed[*side] += sample.failed;
         }
         if round > 0 {
-            for (figure, [on_thread, on_current]) in figures.iter().zip(&mut duels) {
-                let [thread, current, floor] = turns.each_ref().map(|(_, turn)| (figure.of)(turn));
+            for (metric, [on_thread, on_current]) in metrics.iter().zip(&mut all_pairs) {
+                let [thread, current, floor] =
+                    samples.each_ref().map(|(_, sample)| (metric.of)(sample));
                 on_thread.push(thread, floor);
                 on_current.push(current, floor);
             }
@@ -100,16 +108,16 @@ pub(crate) fn print(bed: &Bed, title: &str, tasks: u32, each: u64, figures: &[Fi
         "target",
     ];
     let mut table = Table::new(title, header);
-    for (figure, [on_thread, on_current]) in figures.iter().zip(duels) {
+    for (metric, [on_thread, on_current]) in metrics.iter().zip(all_pairs) {
         table.row([
-            figure.name.to_owned(),
-            (figure.show)(on_thread.one()),
-            (figure.show)(on_current.one()),
-            (figure.show)(on_thread.other()),
+            metric.name.to_owned(),
+            (metric.show)(on_thread.one()),
+            (metric.show)(on_current.one()),
+            (metric.show)(on_thread.other()),
             ratio(on_thread.ratio()),
-            judge(figure.on_thread, on_thread.ratio()),
+            judge.judge(metric.on_thread, on_thread.ratio()),
             ratio(on_current.ratio()),
-            judge(figure.on_current, on_current.ratio()),
+            judge.judge(metric.on_current, on_current.ratio()),
         ]);
     }
     let of_each = |[thread, current, floor]: [u64; 3]| {

@@ -12,7 +12,7 @@ use super::TTL;
 /// Only ever waited for in full when something is wrong.
 const LONG: Duration = Duration::from_secs(60);
 
-pub(crate) trait Rival: Clone + Send + Sync + 'static {
+pub(crate) trait Subject: Clone + Send + Sync + 'static {
     const NAME: &'static str;
 
     type Held: Send + 'static;
@@ -20,7 +20,7 @@ pub(crate) trait Rival: Clone + Send + Sync + 'static {
     /// Locks a resource that nobody holds. `None` if that fails.
     fn lock(&self, resource: &str) -> impl Future<Output = Option<Self::Held>> + Send;
 
-    /// Locks a resource that others want too, however long that takes. Unless a rival knows better, by the delays of
+    /// Locks a resource that others want too, however long that takes. Unless a subject knows better, by the delays of
     /// the crate.
     fn contend(&self, resource: &str) -> impl Future<Output = Self::Held> + Send {
         async move {
@@ -41,7 +41,7 @@ pub(crate) trait Rival: Clone + Send + Sync + 'static {
     fn settle(&self) -> impl Future<Output = ()> + Send;
 }
 
-impl Rival for Redlock {
+impl Subject for Redlock {
     const NAME: &'static str = "tokio-redlock";
 
     type Held = LockGuard;

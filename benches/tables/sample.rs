@@ -1,9 +1,9 @@
-//! One of several rivals at work, until it is the next one's turn.
+//! One subject at work for a short time, and what was measured meanwhile.
 
-use crate::bed::{Bed, Rival, Run};
+use crate::harness::{Harness, Run, Subject};
 use crate::process::cpu_time;
 
-pub(crate) struct Turn {
+pub(crate) struct Sample {
     pub(crate) run: Run,
     /// Processor time of this process, in seconds per cycle.
     pub(crate) cpu: f64,
@@ -13,20 +13,20 @@ pub(crate) struct Turn {
     pub(crate) failed: u64,
 }
 
-impl Turn {
+impl Sample {
     /// Has so many tasks lock and release a fresh resource so many times each.
-    pub(crate) fn new(bed: &Bed, rival: &impl Rival, tasks: u32, each: u64) -> Self {
-        let commands = bed.commands();
+    pub(crate) fn new(harness: &Harness, subject: &impl Subject, tasks: u32, each: u64) -> Self {
+        let commands = harness.commands();
         let before = cpu_time();
-        let run = bed.run(rival, tasks, each);
+        let run = harness.run(subject, tasks, each);
         // What goes on in the background counts as well.
-        bed.settle(rival);
+        harness.settle(subject);
         let cpu = cpu_time() - before;
-        let commands = u32::try_from(bed.commands() - commands).expect("far fewer");
+        let commands = u32::try_from(harness.commands() - commands).expect("far fewer");
         Self {
             cpu: cpu.as_secs_f64() / count(&run),
             commands: f64::from(commands) / count(&run),
-            keys_left: bed.clear(),
+            keys_left: harness.clear(),
             failed: u64::from(tasks) * each - u64::try_from(run.releases.len()).expect("a count"),
             run,
         }

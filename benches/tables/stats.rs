@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-/// One figure of two sides, measured in turns.
+/// One metric of two sides, in pairs of neighbouring samples.
 #[derive(Default)]
-pub(crate) struct Duel(Vec<(f64, f64)>);
+pub(crate) struct Pairs(Vec<(f64, f64)>);
 
-impl Duel {
+impl Pairs {
     pub(crate) fn push(&mut self, one: f64, other: f64) {
         self.0.push((one, other));
     }
@@ -19,7 +19,7 @@ impl Duel {
         median(self.0.iter().map(|(_, other)| *other))
     }
 
-    /// The median of the ratios, not the ratio of the medians: what disturbs a round disturbs both of its turns.
+    /// The median of the ratios, not the ratio of the medians: what disturbs a round disturbs both samples of a pair.
     pub(crate) fn ratio(&self) -> f64 {
         median(self.0.iter().map(|(one, other)| one / other))
     }

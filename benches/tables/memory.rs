@@ -5,7 +5,7 @@ use std::mem::size_of;
 use tokio::task::JoinSet;
 use tokio_redlock::LockGuard;
 
-use crate::bed::{Bed, Rival, fresh};
+use crate::harness::{Harness, Subject, fresh};
 use crate::process::resident;
 use crate::table::Table;
 
@@ -17,10 +17,10 @@ const WARM_UP: usize = 10_000;
 /// As many tasks lock at the same time.
 const TASKS: usize = 50;
 
-pub(crate) fn print(bed: &Bed) {
-    let warm_up = hold(bed, WARM_UP);
+pub(crate) fn print(harness: &Harness) {
+    let warm_up = hold(harness, WARM_UP);
     let before = resident();
-    let held = hold(bed, LOCKS);
+    let held = hold(harness, LOCKS);
     let after = resident();
     let (Some(before), Some(after)) = (before, after) else {
         println!("\nmemory: this system does not tell how much is resident");
@@ -31,8 +31,8 @@ pub(crate) fn print(bed: &Bed) {
     let resource = guard.resource().len();
     let per_lock = after.saturating_sub(before) / LOCKS;
     drop((warm_up, held));
-    bed.settle(&bed.dlm);
-    let keys_left = bed.clear();
+    harness.settle(&harness.dlm);
+    let keys_left = harness.clear();
 
     let title = format!("memory: {LOCKS} locks held, five masters");
     let mut table = Table::new(title, ["", "bytes per lock"]);
@@ -51,16 +51,16 @@ pub(crate) fn print(bed: &Bed) {
     table.print(&format!("keys left after dropping all: {keys_left}"));
 }
 
-fn hold(bed: &Bed, locks: usize) -> Vec<Vec<LockGuard>> {
-    bed.runtime.block_on(async {
+fn hold(harness: &Harness, locks: usize) -> Vec<Vec<LockGuard>> {
+    harness.runtime.block_on(async {
         let mut running = JoinSet::new();
         for _ in 0..TASKS {
-            let dlm = bed.dlm.clone();
+            let dlm = harness.dlm.clone();
             running.spawn(async move {
                 // Allocated once, so that no smaller one stays resident.
                 let mut held = Vec::with_capacity(locks / TASKS);
                 while held.len() < locks / TASKS {
-                    held.push(Rival::lock(&dlm, &fresh()).await.expect("granted"));
+                    held.push(Subject::lock(&dlm, &fresh()).await.expect("granted"));
                 }
                 held
             });

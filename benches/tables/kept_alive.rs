@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio_redlock::{KeepAlive, LockGuard};
 
-use crate::bed::{Bed, fresh};
+use crate::harness::{Harness, fresh};
 use crate::process::{cpu_time, resident, threads};
 use crate::table::Table;
 
@@ -17,24 +17,24 @@ const TTL: Duration = Duration::from_secs(30);
 /// How long is looked at: two renewals of each.
 const TIME: Duration = Duration::from_secs(20);
 
-pub(crate) fn print(bed: &Bed) {
+pub(crate) fn print(harness: &Harness) {
     // What is allocated once is there.
-    drop(hold(bed, LOCKS / 10));
-    bed.settle(&bed.dlm);
+    drop(hold(harness, LOCKS / 10));
+    harness.settle(&harness.dlm);
     let before = resident();
-    let guards = hold(bed, LOCKS);
+    let guards = hold(harness, LOCKS);
     let memory = resident()
         .zip(before)
         .map(|(now, before)| now.saturating_sub(before));
 
-    let (start, cpu, commands) = (Instant::now(), cpu_time(), bed.commands());
+    let (start, cpu, commands) = (Instant::now(), cpu_time(), harness.commands());
     thread::sleep(TIME);
     let (time, cpu) = (start.elapsed().as_secs_f64(), cpu_time() - cpu);
-    let rounds = u32::try_from((bed.commands() - commands) / 5).expect("far fewer");
+    let rounds = u32::try_from((harness.commands() - commands) / 5).expect("far fewer");
     let valid = guards.iter().filter(|guard| guard.is_valid()).count();
     let held = guards.len();
     drop(guards);
-    bed.settle(&bed.dlm);
+    harness.settle(&harness.dlm);
 
     let title = format!("kept alive: {held} locks at once, ttl 30 s, five masters");
     let mut table = Table::new(title, ["", "per lock", "in all"]);
@@ -77,15 +77,15 @@ pub(crate) fn print(bed: &Bed) {
     }
     table.print(&format!(
         "still valid at the end: {valid}; keys left: {}",
-        bed.clear()
+        harness.clear()
     ));
 }
 
-fn hold(bed: &Bed, locks: usize) -> Vec<LockGuard> {
-    bed.runtime.block_on(async {
+fn hold(harness: &Harness, locks: usize) -> Vec<LockGuard> {
+    harness.runtime.block_on(async {
         let mut guards = Vec::with_capacity(locks);
         for _ in 0..locks {
-            let request = bed.dlm.lock(fresh(), TTL).keep_alive(KeepAlive::new());
+            let request = harness.dlm.lock(fresh(), TTL).keep_alive(KeepAlive::new());
             guards.push(request.await.expect("granted"));
         }
         guards

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::fresh;
-use super::rival::Rival;
+use super::subject::Subject;
 
 /// How long everything took.
 #[derive(Default)]
@@ -16,11 +16,11 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    pub(crate) async fn new(rival: &impl Rival, tasks: u32, each: u64) -> Self {
+    pub(crate) async fn new(subject: &impl Subject, tasks: u32, each: u64) -> Self {
         let start = Instant::now();
         let mut running = JoinSet::new();
         for _ in 0..tasks {
-            running.spawn(Self::alone(rival.clone(), each));
+            running.spawn(Self::alone(subject.clone(), each));
         }
         let mut all = Self::default();
         while let Some(one) = running.join_next().await {
@@ -32,17 +32,17 @@ impl Run {
         all
     }
 
-    async fn alone(rival: impl Rival, cycles: u64) -> Self {
+    async fn alone(subject: impl Subject, cycles: u64) -> Self {
         let mut run = Self::default();
         for _ in 0..cycles {
             let resource = fresh();
             let start = Instant::now();
-            let Some(held) = rival.lock(&resource).await else {
+            let Some(held) = subject.lock(&resource).await else {
                 continue;
             };
             let locked = Instant::now();
             run.locks.push(locked - start);
-            if rival.release(held).await {
+            if subject.release(held).await {
                 run.releases.push(locked.elapsed());
             }
         }
