@@ -1,10 +1,17 @@
+# shellcheck shell=sh
 # To be sourced by the scripts: lines that say what goes on, and the total time at the end. A script that has to clean
 # up defines its own clean_up.
 
 started=$(date +%s)
 
 say() {
-    printf '%s\n' "$*" >&2
+    printf '%s\n' "$@" >&2
+}
+
+# Says what runs, and runs it.
+step() {
+    say "" "== $*"
+    "$@"
 }
 
 clean_up() {
