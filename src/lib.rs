@@ -75,6 +75,8 @@
 //!
 //! None is on by default.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod address;
 mod builder;
 mod clock;
