@@ -5,9 +5,9 @@
 //! ```
 //!
 //! An iteration is one lock and release by every task. For medians of many alternations, and all else that is
-//! measured, see `figures`.
+//! measured, see `tables`.
 
-mod bed;
+mod harness;
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use criterion::{
     criterion_main,
 };
 
-use bed::{Bed, Rival};
+use harness::{Harness, Subject};
 use tokio_redlock::Redlock;
 
 /// How many tasks want the same resource in `contended`.
@@ -27,53 +27,53 @@ criterion_group!(benches, all);
 criterion_main!(benches);
 
 fn all(criterion: &mut Criterion) {
-    let bed = Bed::new();
-    throughput(criterion, &bed, "one_task", 1);
-    throughput(criterion, &bed, "64_tasks", 64);
-    throughput(criterion, &bed, "1000_tasks", 1_000);
-    one_frozen_master(criterion, &bed);
-    contended(criterion, &bed);
+    let harness = Harness::new();
+    throughput(criterion, &harness, "one_task", 1);
+    throughput(criterion, &harness, "64_tasks", 64);
+    throughput(criterion, &harness, "1000_tasks", 1_000);
+    one_frozen_master(criterion, &harness);
+    contended(criterion, &harness);
 }
 
-fn throughput(criterion: &mut Criterion, bed: &Bed, name: &str, tasks: u32) {
+fn throughput(criterion: &mut Criterion, harness: &Harness, name: &str, tasks: u32) {
     let mut group = group(criterion, name, tasks);
-    cycles(&mut group, bed, &bed.dlm, "healthy", tasks);
-    cycles(&mut group, bed, &bed.floor, "healthy", tasks);
+    cycles(&mut group, harness, &harness.dlm, "healthy", tasks);
+    cycles(&mut group, harness, &harness.floor, "healthy", tasks);
 }
 
-fn one_frozen_master(criterion: &mut Criterion, bed: &Bed) {
+fn one_frozen_master(criterion: &mut Criterion, harness: &Harness) {
     let mut group = group(criterion, "one_frozen_master", 1);
-    cycles(&mut group, bed, &bed.dlm, "healthy", 1);
-    cycles(&mut group, bed, &bed.floor, "healthy", 1);
-    bed.servers[0].freeze();
-    cycles(&mut group, bed, &bed.dlm, "frozen", 1);
-    cycles(&mut group, bed, &bed.floor, "frozen", 1);
-    bed.servers[0].thaw();
-    bed.settle(&bed.dlm);
-    bed.settle(&bed.floor);
+    cycles(&mut group, harness, &harness.dlm, "healthy", 1);
+    cycles(&mut group, harness, &harness.floor, "healthy", 1);
+    harness.servers[0].freeze();
+    cycles(&mut group, harness, &harness.dlm, "frozen", 1);
+    cycles(&mut group, harness, &harness.floor, "frozen", 1);
+    harness.servers[0].thaw();
+    harness.settle(&harness.dlm);
+    harness.settle(&harness.floor);
 }
 
 /// Here an iteration begins with all tasks at once, and ends when each has had the lock.
-fn contended(criterion: &mut Criterion, bed: &Bed) {
+fn contended(criterion: &mut Criterion, harness: &Harness) {
     let mut group = group(criterion, "contended", CONTENDERS);
     group.bench_function(Redlock::NAME, |bencher| {
         bencher.iter_custom(|iterations| {
-            let contest = || bed.contest(&bed.dlm, CONTENDERS, 1);
+            let contest = || harness.contest(&harness.dlm, CONTENDERS, 1);
             (0..iterations).map(|_| contest().elapsed).sum()
         });
     });
 }
 
-fn cycles<R: Rival>(
+fn cycles<R: Subject>(
     group: &mut BenchmarkGroup<'_, WallTime>,
-    bed: &Bed,
-    rival: &R,
+    harness: &Harness,
+    subject: &R,
     masters: &str,
     tasks: u32,
 ) {
     let id = BenchmarkId::new(R::NAME, masters);
     group.bench_function(id, |bencher| {
-        bencher.iter_custom(|iterations| bed.run(rival, tasks, iterations).elapsed);
+        bencher.iter_custom(|iterations| harness.run(subject, tasks, iterations).elapsed);
     });
 }
 

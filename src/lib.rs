@@ -81,6 +81,8 @@
 //!
 //! No feature is on by default.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod address;
 mod builder;
 mod clock;

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use crate::bed::Bed;
-use crate::contender::{Contender, places};
+use crate::dyn_subject::{DynSubject, places};
+use crate::harness::Harness;
 use crate::stats::percentile;
 use crate::table::{Table, per_second, time};
 
 /// Tasks, and how often they come at once.
 const CONTESTS: [(u32, usize); 2] = [(8, 30), (64, 8)];
 
-/// A rival's contests.
+/// A subject's contests.
 #[derive(Default)]
 struct Sum {
     wanted: u32,
@@ -21,15 +21,15 @@ struct Sum {
 }
 
 impl Sum {
-    fn add(&mut self, bed: &Bed, rival: &dyn Contender, tasks: u32) {
-        let commands = bed.commands();
-        let contest = rival.contest(bed, tasks);
-        rival.settle(bed);
+    fn add(&mut self, harness: &Harness, subject: &dyn DynSubject, tasks: u32) {
+        let commands = harness.commands();
+        let contest = subject.contest(harness, tasks);
+        subject.settle(harness);
         self.wanted += tasks;
         self.elapsed += contest.elapsed;
         self.hand_overs.extend(contest.hand_overs);
-        self.commands += bed.commands() - commands;
-        self.keys_left += bed.clear();
+        self.commands += harness.commands() - commands;
+        self.keys_left += harness.clear();
     }
 
     fn served(&self) -> u32 {
@@ -42,7 +42,7 @@ impl Sum {
     }
 }
 
-pub(crate) fn print<const N: usize>(bed: &Bed, rivals: [&dyn Contender; N]) {
+pub(crate) fn print<const N: usize>(harness: &Harness, subjects: [&dyn DynSubject; N]) {
     let header = [
         "tasks",
         "",
@@ -59,16 +59,16 @@ pub(crate) fn print<const N: usize>(bed: &Bed, rivals: [&dyn Contender; N]) {
         for round in 0..rounds {
             for place in places::<N>(round) {
                 if !sums[place].hung() {
-                    sums[place].add(bed, rivals[place], tasks);
+                    sums[place].add(harness, subjects[place], tasks);
                 }
             }
         }
-        for (rival, sum) in rivals.iter().zip(sums) {
+        for (subject, sum) in subjects.iter().zip(sums) {
             let served = f64::from(sum.served());
             let commands = f64::from(u32::try_from(sum.commands).expect("far fewer"));
             table.row([
                 tasks.to_string(),
-                rival.name().to_owned(),
+                subject.name().to_owned(),
                 format!("{served} of {}", sum.wanted),
                 per_second(served / sum.elapsed.as_secs_f64()),
                 time(percentile(&sum.hand_overs, 50)),

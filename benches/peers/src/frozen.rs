@@ -4,67 +4,67 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
-use crate::bed::{Bed, Rival, Run, fresh};
-use crate::contender::{Contender, places};
+use crate::dyn_subject::{DynSubject, places};
+use crate::harness::{Harness, Run, Subject, fresh};
 use crate::picture::Picture;
 use crate::stats::percentile;
 use crate::table::{Table, time};
 
-/// A turn is so many cycles, or as many as begin within some time.
+/// A sample is so many cycles, or as many as begin within some time.
 const CYCLES: usize = 2_000;
-const TURN: Duration = Duration::from_secs(2);
+const SAMPLE_TIME: Duration = Duration::from_secs(2);
 
 /// What takes longer hangs.
 const HUNG: Duration = Duration::from_secs(10);
 
 const ROUNDS: usize = 5;
 
-/// A rival's cycles while a master hangs.
+/// A subject's cycles while a master hangs.
 #[derive(Default)]
-pub(crate) struct Ordeal {
+pub(crate) struct FrozenRun {
     run: Run,
     hung: usize,
     failed: usize,
     keys_left: u64,
 }
 
-impl Ordeal {
-    pub(crate) fn new(bed: &Bed, rival: &impl Rival) -> Self {
+impl FrozenRun {
+    pub(crate) fn new(harness: &Harness, subject: &impl Subject) -> Self {
         // Whatever the last round did to its connections is over.
-        bed.run(rival, 1, 100);
-        bed.clear();
-        bed.servers[0].freeze();
-        let cycles = bed.runtime.spawn(Self::cycles(rival.clone()));
-        let mut ordeal = bed.runtime.block_on(cycles).expect("no task panics");
-        bed.servers[0].thaw();
-        bed.settle(rival);
-        ordeal.keys_left = bed.clear();
-        ordeal
+        harness.run(subject, 1, 100);
+        harness.clear();
+        harness.servers[0].freeze();
+        let cycles = harness.runtime.spawn(Self::cycles(subject.clone()));
+        let mut frozen_run = harness.runtime.block_on(cycles).expect("no task panics");
+        harness.servers[0].thaw();
+        harness.settle(subject);
+        frozen_run.keys_left = harness.clear();
+        frozen_run
     }
 
-    async fn cycles(rival: impl Rival) -> Self {
-        let mut ordeal = Self::default();
+    async fn cycles(subject: impl Subject) -> Self {
+        let mut frozen_run = Self::default();
         let begin = Instant::now();
         for _ in 0..CYCLES {
-            if begin.elapsed() > TURN {
+            if begin.elapsed() > SAMPLE_TIME {
                 break;
             }
-            ordeal.cycle(&rival).await;
+            frozen_run.cycle(&subject).await;
         }
-        ordeal
+        frozen_run
     }
 
-    async fn cycle(&mut self, rival: &impl Rival) {
+    async fn cycle(&mut self, subject: &impl Subject) {
         let resource = fresh();
         let start = Instant::now();
-        let held = match timeout(HUNG, rival.lock(&resource)).await {
+        let held = match timeout(HUNG, subject.lock(&resource)).await {
             Ok(Some(held)) => held,
             Ok(None) => return self.failed += 1,
             Err(_) => return self.hung += 1,
         };
         let locked = Instant::now();
         self.run.locks.push(locked - start);
-        match timeout(HUNG, rival.release(held)).await {
+        match timeout(HUNG, subject.release(held)).await {
             Ok(true) => self.run.releases.push(locked.elapsed()),
             Ok(false) => self.failed += 1,
             Err(_) => self.hung += 1,
@@ -81,14 +81,14 @@ impl Ordeal {
 }
 
 pub(crate) fn print<const N: usize>(
-    bed: &Bed,
-    rivals: [&dyn Contender; N],
+    harness: &Harness,
+    subjects: [&dyn DynSubject; N],
     picture: &mut Picture<N>,
 ) {
-    let mut ordeals = [(); N].map(|()| Ordeal::default());
+    let mut runs = [(); N].map(|()| FrozenRun::default());
     for round in 0..ROUNDS {
         for place in places::<N>(round) {
-            ordeals[place].add(rivals[place].ordeal(bed));
+            runs[place].add(subjects[place].frozen_run(harness));
         }
     }
     let header = [
@@ -103,24 +103,24 @@ pub(crate) fn print<const N: usize>(
         "keys left",
     ];
     let mut table = Table::new("One of five masters frozen, one task", header);
-    for (rival, ordeal) in rivals.iter().zip(&ordeals) {
-        let run = &ordeal.run;
+    for (subject, frozen_run) in subjects.iter().zip(&runs) {
+        let run = &frozen_run.run;
         table.row([
-            rival.name().to_owned(),
+            subject.name().to_owned(),
             time(percentile(&run.locks, 50)),
             time(percentile(&run.locks, 99)),
             time(percentile(&run.releases, 50)),
             time(percentile(&run.releases, 99)),
             run.locks.len().to_string(),
-            ordeal.failed.to_string(),
-            ordeal.hung.to_string(),
-            ordeal.keys_left.to_string(),
+            frozen_run.failed.to_string(),
+            frozen_run.hung.to_string(),
+            frozen_run.keys_left.to_string(),
         ]);
     }
     table.print(&format!(
-        "In {ROUNDS} rounds the master is frozen under each, for {CYCLES} cycles or {TURN:?}; in between it answers, so that \
+        "In {ROUNDS} rounds the master is frozen under each, for {CYCLES} cycles or {SAMPLE_TIME:?}; in between it answers, so that \
          each has to notice anew. Hung: longer than {HUNG:?}. Keys left are counted once the master goes on."
     ));
-    let medians = ordeals.map(|ordeal| percentile(&ordeal.run.locks, 50));
+    let medians = runs.map(|frozen_run| percentile(&frozen_run.run.locks, 50));
     picture.less("Lock p50, one of five masters frozen", medians, time);
 }

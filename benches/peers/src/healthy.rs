@@ -1,74 +1,74 @@
 //! Lock and release of a fresh resource, all masters answering.
 
-use crate::bed::Bed;
-use crate::contender::{Contender, places};
+use crate::dyn_subject::{DynSubject, places};
+use crate::harness::Harness;
 use crate::picture::Picture;
+use crate::sample::Sample;
 use crate::stats::{median, percentile};
 use crate::table::{Table, per_second, time};
-use crate::turn::Turn;
 
-/// Tasks, and cycles of each in a turn; that is some tenths of a second.
+/// Tasks, and cycles of each in a sample; that is some tenths of a second.
 const CROWDS: [(u32, u64); 3] = [(1, 600), (64, 64), (1_000, 4)];
 
 const ROUNDS: usize = 11;
 
-struct Figure {
+struct Metric {
     name: &'static str,
-    of: fn(&Turn) -> f64,
+    of: fn(&Sample) -> f64,
     show: fn(f64) -> String,
 }
 
-const LOCK: Figure = Figure {
+const LOCK: Metric = Metric {
     name: "lock p50",
-    of: |turn| percentile(&turn.run.locks, 50),
+    of: |sample| percentile(&sample.run.locks, 50),
     show: time,
 };
 
-const CYCLES: Figure = Figure {
+const CYCLES: Metric = Metric {
     name: "cycles",
-    of: Turn::per_second,
+    of: Sample::per_second,
     show: per_second,
 };
 
-const FIGURES: [Figure; 7] = [
+const METRICS: [Metric; 7] = [
     LOCK,
-    Figure {
+    Metric {
         name: "lock p99",
-        of: |turn| percentile(&turn.run.locks, 99),
+        of: |sample| percentile(&sample.run.locks, 99),
         show: time,
     },
-    Figure {
+    Metric {
         name: "release p50",
-        of: |turn| percentile(&turn.run.releases, 50),
+        of: |sample| percentile(&sample.run.releases, 50),
         show: time,
     },
-    Figure {
+    Metric {
         name: "release p99",
-        of: |turn| percentile(&turn.run.releases, 99),
+        of: |sample| percentile(&sample.run.releases, 99),
         show: time,
     },
     CYCLES,
-    Figure {
+    Metric {
         name: "CPU per cycle",
-        of: |turn| turn.cpu,
+        of: |sample| sample.cpu,
         show: time,
     },
-    Figure {
+    Metric {
         name: "commands per cycle",
-        of: |turn| turn.commands,
+        of: |sample| sample.commands,
         show: |commands| format!("{commands:.1}"),
     },
 ];
 
 pub(crate) fn print<const N: usize>(
-    bed: &Bed,
-    rivals: [&dyn Contender; N],
+    harness: &Harness,
+    subjects: [&dyn DynSubject; N],
     picture: &mut Picture<N>,
 ) {
     for (tasks, each) in CROWDS {
-        let turns = measure(bed, rivals, tasks, each);
-        table(rivals, tasks, &turns);
-        let medians = |figure: &Figure| turns.each_ref().map(|turns| of(figure, turns));
+        let samples = measure(harness, subjects, tasks, each);
+        table(subjects, tasks, &samples);
+        let medians = |metric: &Metric| samples.each_ref().map(|samples| of(metric, samples));
         match tasks {
             1 => picture.less("Lock p50", medians(&LOCK), LOCK.show),
             64 => picture.more("Cycles, 64 tasks", medians(&CYCLES), CYCLES.show),
@@ -78,43 +78,43 @@ pub(crate) fn print<const N: usize>(
 }
 
 fn measure<const N: usize>(
-    bed: &Bed,
-    rivals: [&dyn Contender; N],
+    harness: &Harness,
+    subjects: [&dyn DynSubject; N],
     tasks: u32,
     each: u64,
-) -> [Vec<Turn>; N] {
-    let mut turns = [const { Vec::new() }; N];
+) -> [Vec<Sample>; N] {
+    let mut samples = [const { Vec::new() }; N];
     // The first round warms up.
     for round in 0..=ROUNDS {
         for place in places::<N>(round) {
-            let turn = rivals[place].turn(bed, tasks, each);
+            let sample = subjects[place].sample(harness, tasks, each);
             if round > 0 {
-                turns[place].push(turn);
+                samples[place].push(sample);
             }
         }
     }
-    turns
+    samples
 }
 
-fn table<const N: usize>(rivals: [&dyn Contender; N], tasks: u32, turns: &[Vec<Turn>; N]) {
+fn table<const N: usize>(subjects: [&dyn DynSubject; N], tasks: u32, samples: &[Vec<Sample>; N]) {
     let title = format!("Lock and release, five masters, tasks: {tasks}");
-    let [a, b, c, d, e, f, g] = FIGURES.map(|figure| figure.name);
+    let [a, b, c, d, e, f, g] = METRICS.map(|metric| metric.name);
     let header = ["", a, b, c, d, e, f, g, "keys left", "failed"];
     let mut table = Table::new(title, header);
-    for (rival, turns) in rivals.into_iter().zip(turns) {
-        let [a, b, c, d, e, f, g] = FIGURES.map(|figure| (figure.show)(of(&figure, turns)));
-        let keys_left: u64 = turns.iter().map(|turn| turn.keys_left).sum();
-        let failed: u64 = turns.iter().map(|turn| turn.failed).sum();
-        let (name, keys_left, failed) = (rival.name(), keys_left.to_string(), failed.to_string());
+    for (subject, samples) in subjects.into_iter().zip(samples) {
+        let [a, b, c, d, e, f, g] = METRICS.map(|metric| (metric.show)(of(&metric, samples)));
+        let keys_left: u64 = samples.iter().map(|sample| sample.keys_left).sum();
+        let failed: u64 = samples.iter().map(|sample| sample.failed).sum();
+        let (name, keys_left, failed) = (subject.name(), keys_left.to_string(), failed.to_string());
         table.row([name.to_owned(), a, b, c, d, e, f, g, keys_left, failed]);
     }
-    let cycles: usize = turns[0].iter().map(|turn| turn.run.locks.len()).sum();
+    let cycles: usize = samples[0].iter().map(|sample| sample.run.locks.len()).sum();
     table.print(&format!(
         "Medians of {ROUNDS} rounds, {cycles} cycles in all. CPU is that of the client. Commands: SET, EVAL and EVALSHA; \
          10 ask each master to lock and to release. Keys left: on all masters, though every lock was released."
     ));
 }
 
-fn of(figure: &Figure, turns: &[Turn]) -> f64 {
-    median(turns.iter().map(figure.of))
+fn of(metric: &Metric, samples: &[Sample]) -> f64 {
+    median(samples.iter().map(metric.of))
 }

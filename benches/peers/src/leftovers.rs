@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use tokio::task::yield_now;
 
-use crate::bed::{Bed, Rival, Run, fresh};
-use crate::contender::{Contender, places};
+use crate::dyn_subject::{DynSubject, places};
+use crate::harness::{Harness, Run, Subject, fresh};
 use crate::picture::Picture;
 use crate::stats::percentile;
 use crate::table::Table;
 
-/// In a turn.
+/// In a sample.
 const LOCKS: usize = 100;
 
 const ROUNDS: usize = 3;
@@ -36,7 +36,7 @@ const ENDINGS: [Ending; 4] = [
     Ending::Cancelled,
 ];
 
-/// Of one turn.
+/// Of one sample.
 #[derive(Default)]
 pub(crate) struct Leftovers {
     /// Locks that left a key on any master.
@@ -45,15 +45,17 @@ pub(crate) struct Leftovers {
 }
 
 impl Leftovers {
-    pub(crate) fn new(bed: &Bed, rival: &impl Rival, ending: Ending) -> Self {
-        let warm_up = bed.run(rival, 1, 100);
-        bed.settle(rival);
-        bed.clear();
-        let ended = bed.runtime.spawn(end_many(rival.clone(), ending, warm_up));
-        let ended = bed.runtime.block_on(ended).expect("no task panics");
+    pub(crate) fn new(harness: &Harness, subject: &impl Subject, ending: Ending) -> Self {
+        let warm_up = harness.run(subject, 1, 100);
+        harness.settle(subject);
+        harness.clear();
+        let ended = harness
+            .runtime
+            .spawn(end_many(subject.clone(), ending, warm_up));
+        let ended = harness.runtime.block_on(ended).expect("no task panics");
         std::thread::sleep(GRACE);
 
-        let keys: Vec<String> = bed
+        let keys: Vec<String> = harness
             .servers
             .iter()
             .flat_map(|server| server.keys())
@@ -62,8 +64,8 @@ impl Leftovers {
         let resource = |key: &String| key[key.len() - ended[0].len()..].to_owned();
         let keys = keys.iter().map(resource);
         let left: Vec<String> = keys.filter(|resource| ended.contains(resource)).collect();
-        bed.settle(rival);
-        bed.clear();
+        harness.settle(subject);
+        harness.clear();
         Self {
             locks: u32::try_from(left.iter().collect::<BTreeSet<_>>().len()).expect("a few"),
             keys: left.len(),
@@ -77,16 +79,16 @@ impl Leftovers {
 }
 
 /// Returns the resources.
-async fn end_many(rival: impl Rival, ending: Ending, before: Run) -> Vec<String> {
+async fn end_many(subject: impl Subject, ending: Ending, before: Run) -> Vec<String> {
     let usual = Duration::from_secs_f64(percentile(&before.locks, 50));
     let mut ended = Vec::new();
     while ended.len() < LOCKS {
         let resource = fresh();
         let done = match ending {
-            Ending::Released => release(&rival, &resource, Some(())).await.is_some(),
-            Ending::EarlyReturn => release(&rival, &resource, None).await.is_none(),
-            Ending::Dropped => rival.lock(&resource).await.map(drop).is_some(),
-            Ending::Cancelled => cancel(&rival, &resource, usual.mul_f64(rand::random())).await,
+            Ending::Released => release(&subject, &resource, Some(())).await.is_some(),
+            Ending::EarlyReturn => release(&subject, &resource, None).await.is_none(),
+            Ending::Dropped => subject.lock(&resource).await.map(drop).is_some(),
+            Ending::Cancelled => cancel(&subject, &resource, usual.mul_f64(rand::random())).await,
         };
         if done {
             ended.push(resource);
@@ -95,14 +97,14 @@ async fn end_many(rival: impl Rival, ending: Ending, before: Run) -> Vec<String>
     ended
 }
 
-async fn release(rival: &impl Rival, resource: &str, work: Option<()>) -> Option<()> {
-    let held = rival.lock(resource).await?;
+async fn release(subject: &impl Subject, resource: &str, work: Option<()>) -> Option<()> {
+    let held = subject.lock(resource).await?;
     work?;
-    rival.release(held).await.then_some(())
+    subject.release(held).await.then_some(())
 }
 
 /// Whether there was still something to cancel.
-async fn cancel(rival: &impl Rival, resource: &str, after: Duration) -> bool {
+async fn cancel(subject: &impl Subject, resource: &str, after: Duration) -> bool {
     let start = Instant::now();
     // A timer is too coarse.
     let over = async {
@@ -112,25 +114,25 @@ async fn cancel(rival: &impl Rival, resource: &str, after: Duration) -> bool {
     };
     let held = tokio::select! {
         biased;
-        held = rival.lock(resource) => held,
+        held = subject.lock(resource) => held,
         () = over => return true,
     };
     if let Some(held) = held {
-        rival.release(held).await;
+        subject.release(held).await;
     }
     false
 }
 
 pub(crate) fn print<const N: usize>(
-    bed: &Bed,
-    rivals: [&dyn Contender; N],
+    harness: &Harness,
+    subjects: [&dyn DynSubject; N],
     picture: &mut Picture<N>,
 ) {
     let mut sums = ENDINGS.map(|_| [(); N].map(|()| Leftovers::default()));
     for round in 0..ROUNDS {
         for (ending, sums) in ENDINGS.into_iter().zip(&mut sums) {
             for place in places::<N>(round) {
-                sums[place].add(rivals[place].leftovers(bed, ending));
+                sums[place].add(subjects[place].leftovers(harness, ending));
             }
         }
     }
@@ -138,12 +140,12 @@ pub(crate) fn print<const N: usize>(
     let title = format!("Locks of {of} that left a key behind, and how many keys on all masters");
     let header = ["", "released", "early return", "dropped", "cancelled"];
     let mut table = Table::new(title, header);
-    for (place, rival) in rivals.iter().enumerate() {
+    for (place, subject) in subjects.iter().enumerate() {
         let [a, b, c, d] = sums.each_ref().map(|sums| {
             let Leftovers { locks, keys } = sums[place];
             format!("{locks} ({keys})")
         });
-        table.row([rival.name().to_owned(), a, b, c, d]);
+        table.row([subject.name().to_owned(), a, b, c, d]);
     }
     table.print(&format!(
         "Counted {GRACE:?} after the last of {LOCKS}, {ROUNDS} times. Early return: by `?` between lock and release. \

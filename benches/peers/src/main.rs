@@ -8,52 +8,54 @@
 //! Prints tables in Markdown, and draws some of it into the file. A busy machine slows all; so they take turns, in
 //! another order each round, and what counts is the median.
 
-#[path = "../../bed/mod.rs"]
-mod bed;
 mod contended;
-mod contender;
+mod dyn_subject;
 mod frozen;
+#[path = "../../harness/mod.rs"]
+mod harness;
 mod healthy;
 mod leftovers;
 mod picture;
-// Of what is shared with the other figures, a part is used here.
+// Of what is shared with the other tables, a part is used here.
 #[allow(dead_code)]
-#[path = "../../figures/process.rs"]
+#[path = "../../tables/process.rs"]
 mod process;
-mod rivals;
+#[path = "../../tables/sample.rs"]
+mod sample;
 #[allow(dead_code)]
-#[path = "../../figures/stats.rs"]
+#[path = "../../tables/stats.rs"]
 mod stats;
+mod subjects;
 #[allow(dead_code)]
-#[path = "../../figures/table.rs"]
+#[path = "../../tables/table.rs"]
 mod table;
-#[path = "../../figures/turn.rs"]
-mod turn;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::{env, fs};
 
-use bed::Bed;
-use contender::Contender;
+use dyn_subject::DynSubject;
+use harness::Harness;
 use picture::Picture;
-use rivals::{DistributedLock, rslock};
+use subjects::{DistributedLock, rslock};
 
 fn main() -> ExitCode {
     let Some(path) = env::args_os().nth(1).map(PathBuf::from) else {
         eprintln!("say where to draw: peers picture.svg");
         return ExitCode::FAILURE;
     };
-    let bed = Bed::new();
-    let rslock = rslock(&bed.servers);
-    let distributed_lock = bed.runtime.block_on(DistributedLock::connect(&bed.servers));
-    let rivals: [&dyn Contender; 4] = [&bed.dlm, &bed.floor, &rslock, &distributed_lock];
+    let harness = Harness::new();
+    let rslock = rslock(&harness.servers);
+    let distributed_lock = harness
+        .runtime
+        .block_on(DistributedLock::connect(&harness.servers));
+    let subjects: [&dyn DynSubject; 4] = [&harness.dlm, &harness.floor, &rslock, &distributed_lock];
 
-    let mut picture = Picture::new(rivals.map(Contender::name));
-    healthy::print(&bed, rivals, &mut picture);
-    frozen::print(&bed, rivals, &mut picture);
-    contended::print(&bed, rivals);
-    leftovers::print(&bed, rivals, &mut picture);
+    let mut picture = Picture::new(subjects.map(DynSubject::name));
+    healthy::print(&harness, subjects, &mut picture);
+    frozen::print(&harness, subjects, &mut picture);
+    contended::print(&harness, subjects);
+    leftovers::print(&harness, subjects, &mut picture);
 
     if let Err(error) = fs::write(&path, picture.to_string()) {
         eprintln!("cannot write {}: {error}", path.display());

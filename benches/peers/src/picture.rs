@@ -1,4 +1,4 @@
-//! Bars, as SVG: one panel per figure, one bar per rival, readable on light and on dark.
+//! Bars, as SVG: one panel per metric, one bar per subject, readable on light and on dark.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -9,7 +9,7 @@ const BAR_WIDTH: f64 = 200.0;
 const LINE: u32 = 22;
 const MARGIN: u32 = 12;
 
-/// `N` is how many rivals there are; the first is ours.
+/// `N` is how many subjects there are; the first is ours.
 pub(crate) struct Picture<const N: usize> {
     names: [&'static str; N],
     panels: Vec<Panel<N>>,
