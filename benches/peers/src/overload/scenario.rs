@@ -1,0 +1,69 @@
+//! The scenarios by name.
+
+use crate::options::Options;
+use crate::verdicts::Verdicts;
+use crate::{fault, load};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scenario {
+    Tasks,
+    Busy,
+    Quarter,
+    Frozen,
+    Throttled500,
+    Throttled100,
+}
+
+impl Scenario {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Tasks,
+        Self::Busy,
+        Self::Quarter,
+        Self::Frozen,
+        Self::Throttled500,
+        Self::Throttled100,
+    ];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Tasks => "tasks",
+            Self::Busy => "busy",
+            Self::Quarter => "quarter",
+            Self::Frozen => "frozen",
+            Self::Throttled500 => "throttled-500",
+            Self::Throttled100 => "throttled-100",
+        }
+    }
+
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|scenario| scenario.name() == name)
+    }
+
+    pub(crate) const fn what(self) -> &'static str {
+        match self {
+            Self::Tasks => "1,000 to 50,000 tasks lock and release, beside the floor and rslock",
+            Self::Busy => "the same for 5,000 and 20,000 tasks, beside two busy loops",
+            Self::Quarter => "the same for 5,000 tasks with a quarter of a core",
+            Self::Frozen => "one of five masters frozen",
+            Self::Throttled500 => "one of five masters behind 500 kB/s",
+            Self::Throttled100 => "one of five masters behind 100 kB/s",
+        }
+    }
+
+    pub(crate) fn print(self, options: &Options, verdicts: &mut Verdicts) {
+        match self {
+            Self::Tasks => load::print(&load::TASKS, options, verdicts),
+            Self::Busy => load::print(&load::BUSY, options, verdicts),
+            Self::Quarter => load::print(&load::QUARTER, options, verdicts),
+            Self::Frozen => fault::print(fault::Fault::Frozen, options, verdicts),
+            Self::Throttled500 => {
+                fault::print(fault::Fault::Throttled(500_000), options, verdicts);
+            }
+            Self::Throttled100 => {
+                fault::print(fault::Fault::Throttled(100_000), options, verdicts);
+            }
+        }
+    }
+}
