@@ -17,6 +17,7 @@ mod busy;
 mod child;
 mod cpu_limit;
 mod fault;
+mod held;
 mod library;
 mod load;
 mod logs;

@@ -2,7 +2,7 @@
 
 use crate::options::Options;
 use crate::verdicts::Verdicts;
-use crate::{fault, load};
+use crate::{fault, held, load};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scenario {
@@ -12,16 +12,18 @@ pub(crate) enum Scenario {
     Frozen,
     Throttled500,
     Throttled100,
+    Held,
 }
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Tasks,
         Self::Busy,
         Self::Quarter,
         Self::Frozen,
         Self::Throttled500,
         Self::Throttled100,
+        Self::Held,
     ];
 
     pub(crate) const fn name(self) -> &'static str {
@@ -32,6 +34,7 @@ impl Scenario {
             Self::Frozen => "frozen",
             Self::Throttled500 => "throttled-500",
             Self::Throttled100 => "throttled-100",
+            Self::Held => "held",
         }
     }
 
@@ -49,6 +52,7 @@ impl Scenario {
             Self::Frozen => "one of five masters frozen",
             Self::Throttled500 => "one of five masters behind 500 kB/s",
             Self::Throttled100 => "one of five masters behind 100 kB/s",
+            Self::Held => "1,000 locks kept alive beside 20,000 tasks",
         }
     }
 
@@ -64,6 +68,7 @@ impl Scenario {
             Self::Throttled100 => {
                 fault::print(fault::Fault::Throttled(100_000), options, verdicts);
             }
+            Self::Held => held::print(options, verdicts),
         }
     }
 }
