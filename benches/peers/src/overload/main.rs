@@ -28,6 +28,7 @@ mod order;
 #[path = "../../../figures/process.rs"]
 mod process;
 mod proxy;
+mod renewals;
 mod scenario;
 #[allow(dead_code)]
 #[path = "../../../figures/stats.rs"]

@@ -2,7 +2,7 @@
 
 use crate::options::Options;
 use crate::verdicts::Verdicts;
-use crate::{fault, held, load};
+use crate::{fault, held, load, renewals};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scenario {
@@ -13,10 +13,11 @@ pub(crate) enum Scenario {
     Throttled500,
     Throttled100,
     Held,
+    Renewals,
 }
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Tasks,
         Self::Busy,
         Self::Quarter,
@@ -24,6 +25,7 @@ impl Scenario {
         Self::Throttled500,
         Self::Throttled100,
         Self::Held,
+        Self::Renewals,
     ];
 
     pub(crate) const fn name(self) -> &'static str {
@@ -35,6 +37,7 @@ impl Scenario {
             Self::Throttled500 => "throttled-500",
             Self::Throttled100 => "throttled-100",
             Self::Held => "held",
+            Self::Renewals => "renewals",
         }
     }
 
@@ -53,6 +56,7 @@ impl Scenario {
             Self::Throttled500 => "one of five masters behind 500 kB/s",
             Self::Throttled100 => "one of five masters behind 100 kB/s",
             Self::Held => "1,000 locks kept alive beside 20,000 tasks",
+            Self::Renewals => "100,000 locks kept alive",
         }
     }
 
@@ -69,6 +73,7 @@ impl Scenario {
                 fault::print(fault::Fault::Throttled(100_000), options, verdicts);
             }
             Self::Held => held::print(options, verdicts),
+            Self::Renewals => renewals::print(options, verdicts),
         }
     }
 }
