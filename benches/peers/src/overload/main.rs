@@ -16,6 +16,8 @@ mod bed;
 mod busy;
 mod child;
 mod cpu_limit;
+mod errors;
+mod fake;
 mod fault;
 mod held;
 mod library;
@@ -29,6 +31,7 @@ mod order;
 mod process;
 mod proxy;
 mod renewals;
+mod resp;
 mod scenario;
 #[allow(dead_code)]
 #[path = "../../../figures/stats.rs"]

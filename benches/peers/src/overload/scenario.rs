@@ -2,7 +2,7 @@
 
 use crate::options::Options;
 use crate::verdicts::Verdicts;
-use crate::{fault, held, load, renewals};
+use crate::{errors, fault, held, load, renewals};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scenario {
@@ -13,11 +13,12 @@ pub(crate) enum Scenario {
     Throttled500,
     Throttled100,
     Held,
+    Errors,
     Renewals,
 }
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Tasks,
         Self::Busy,
         Self::Quarter,
@@ -25,6 +26,7 @@ impl Scenario {
         Self::Throttled500,
         Self::Throttled100,
         Self::Held,
+        Self::Errors,
         Self::Renewals,
     ];
 
@@ -37,6 +39,7 @@ impl Scenario {
             Self::Throttled500 => "throttled-500",
             Self::Throttled100 => "throttled-100",
             Self::Held => "held",
+            Self::Errors => "errors",
             Self::Renewals => "renewals",
         }
     }
@@ -56,6 +59,7 @@ impl Scenario {
             Self::Throttled500 => "one of five masters behind 500 kB/s",
             Self::Throttled100 => "one of five masters behind 100 kB/s",
             Self::Held => "1,000 locks kept alive beside 20,000 tasks",
+            Self::Errors => "one of five masters answers with errors, or pauses writes",
             Self::Renewals => "100,000 locks kept alive",
         }
     }
@@ -73,6 +77,7 @@ impl Scenario {
                 fault::print(fault::Fault::Throttled(100_000), options, verdicts);
             }
             Self::Held => held::print(options, verdicts),
+            Self::Errors => errors::print(options, verdicts),
             Self::Renewals => renewals::print(options, verdicts),
         }
     }
