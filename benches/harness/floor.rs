@@ -1,6 +1,7 @@
 //! What locking costs without this crate: the same commands on bare connections, and nothing around them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use redis::aio::MultiplexedConnection;
@@ -46,6 +47,24 @@ impl Floor {
         }
     }
 
+    /// Locks for a ttl of whole seconds.
+    pub(crate) async fn lock_for(&self, resource: &str, ttl: Duration) -> Option<Held> {
+        let value = format!(
+            "{:032x}{:08x}",
+            rand::random::<u128>(),
+            rand::random::<u32>()
+        );
+        let ttl = ttl.as_secs() * 1_000;
+        let mut set = cmd("SET");
+        set.arg(resource).arg(&value).arg("NX").arg("PX").arg(ttl);
+        let held = Held(resource.to_owned(), value);
+        if self.ask(&set, &Value::Okay).await {
+            return Some(held);
+        }
+        self.release(held).await;
+        None
+    }
+
     /// Asks all masters, and waits until a majority has agreed or can no longer be had.
     async fn ask(&self, command: &Cmd, aye: &Value) -> bool {
         let ask = |mut master: MultiplexedConnection| async move {
@@ -71,20 +90,7 @@ impl Subject for Floor {
     type Held = Held;
 
     async fn lock(&self, resource: &str) -> Option<Held> {
-        let value = format!(
-            "{:032x}{:08x}",
-            rand::random::<u128>(),
-            rand::random::<u32>()
-        );
-        let ttl = TTL.as_secs() * 1_000;
-        let mut set = cmd("SET");
-        set.arg(resource).arg(&value).arg("NX").arg("PX").arg(ttl);
-        let held = Held(resource.to_owned(), value);
-        if self.ask(&set, &Value::Okay).await {
-            return Some(held);
-        }
-        self.release(held).await;
-        None
+        self.lock_for(resource, TTL).await
     }
 
     async fn release(&self, Held(resource, value): Held) -> bool {
