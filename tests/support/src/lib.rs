@@ -10,6 +10,7 @@ mod proxy;
 mod scratch;
 mod server;
 mod tls;
+mod turn;
 mod wait;
 
 use std::time::Duration;

@@ -2,6 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::slice;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::ToSingleRedisArg;
@@ -11,6 +12,7 @@ use tokio_redlock::{LockGuard, Redlock, RedlockBuilder};
 use crate::LONG;
 use crate::proxy::Proxy;
 use crate::server::Server;
+use crate::turn::Turn;
 use crate::wait::eventually_async;
 
 /// After so long a key that is not there will not come.
@@ -25,12 +27,14 @@ pub struct Masters {
     // Before the servers, so that no proxy forwards anything to a port whose server is gone.
     proxies: Vec<Option<Proxy>>,
     servers: Vec<Server>,
+    _turn: Arc<Turn>,
 }
 
 impl Masters {
-    /// Starts so many at the same time.
+    /// Starts so many at the same time. Waits before while many other tests have masters.
     pub fn start(n: usize) -> Self {
-        Self::from(Server::many(n))
+        let turn = Turn::take();
+        Self::new(Server::many(n), turn)
     }
 
     /// Starts so many at the same time, each with a proxy in front of it.
@@ -45,6 +49,14 @@ impl Masters {
             self.proxies[place] = Some(Proxy::start(&self.servers[place]));
         }
         self
+    }
+
+    fn new(servers: Vec<Server>, turn: Arc<Turn>) -> Self {
+        Self {
+            proxies: servers.iter().map(|_| None).collect(),
+            servers,
+            _turn: turn,
+        }
     }
 
     /// The URL of each, which is that of its proxy if it has one.
@@ -86,10 +98,7 @@ impl Masters {
 
 impl From<Vec<Server>> for Masters {
     fn from(servers: Vec<Server>) -> Self {
-        Self {
-            proxies: servers.iter().map(|_| None).collect(),
-            servers,
-        }
+        Self::new(servers, Turn::take())
     }
 }
 
