@@ -218,7 +218,7 @@ fn a_lock_waits_for_its_turn_whoever_polls() {
         let holder = dlm.lock(&resource, KEPT / 2).await;
         let holder = holder.expect("it is free");
         let often = RetryPolicy::new().delay(KEPT / 100, KEPT / 50);
-        let short = often.clone().max_wait(KEPT / 10);
+        let short = often.clone().max_wait(KEPT / 4);
         let impatient = rival.lock(&resource, TTL).retry(short).await;
         let Err(LockError::Taken(tried)) = impatient else {
             panic!("{impatient:?}");
