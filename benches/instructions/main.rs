@@ -37,8 +37,11 @@ impl World {
             .start_paused(true)
             .build()
             .expect("a runtime can be built");
+        // Outside of the runtime the time is not paused, and every run would take other ways.
+        let entered = runtime.enter();
         let masters = Masters::new(5);
         let dlm = Redlock::builder().testing(&masters).build();
+        drop(entered);
         let mut world = Self {
             runtime,
             dlm: dlm.expect("valid masters"),
@@ -92,6 +95,10 @@ impl World {
 }
 
 /// At most so many for each operation.
+///
+/// Runs differ by less than a thousandth in their instructions, and not at all in their allocations. Another compiler
+/// makes other code, so the limits of the instructions are 6 % above what Rust 1.95 needs on x86-64. Those of the
+/// allocations are exceeded by one more in each operation.
 fn limits(instructions: u64, allocations: u64) -> LibraryBenchmarkConfig {
     let mut config = LibraryBenchmarkConfig::default();
     config
@@ -103,28 +110,28 @@ fn limits(instructions: u64, allocations: u64) -> LibraryBenchmarkConfig {
     config
 }
 
-#[library_benchmark(config = limits(120_000, 200), setup = World::new)]
+#[library_benchmark(config = limits(112_000, 125), setup = World::new)]
 #[bench::five_masters()]
 fn lock(mut world: World) -> World {
     world.lock();
     black_box(world)
 }
 
-#[library_benchmark(config = limits(120_000, 200), setup = World::locked)]
+#[library_benchmark(config = limits(121_500, 100), setup = World::locked)]
 #[bench::five_masters()]
 fn extend(mut world: World) -> World {
     world.extend();
     black_box(world)
 }
 
-#[library_benchmark(config = limits(120_000, 200), setup = World::locked)]
+#[library_benchmark(config = limits(99_000, 97), setup = World::locked)]
 #[bench::five_masters()]
 fn release(mut world: World) -> World {
     world.release();
     black_box(world)
 }
 
-#[library_benchmark(config = limits(120_000, 200), setup = World::locked)]
+#[library_benchmark(config = limits(99_500, 98), setup = World::locked)]
 #[bench::five_masters()]
 fn drop_guard(mut world: World) -> World {
     world.drop_guards();
