@@ -312,6 +312,7 @@ mod tests {
             [(1, 0, false), (2, 1, true), (2, 0, false), (3, 2, true)]
         {
             let deletes = Deletes::new(vec![on(1)]);
+            assert_eq!(deletes.dirty(0), on(1));
             let permit = SendPermit::Delete(Arc::clone(&deletes), 0);
             assert_eq!(permit.send(connection, latest_unclosed, || 1), Some(1));
             assert_eq!(deletes.may_be_late(0, false), may_be_late);

@@ -127,6 +127,17 @@ mod tests {
     }
 
     #[test]
+    fn an_adoption_sets_the_end_that_the_masters_confirmed() {
+        let mut lease = granted(100);
+        assert_eq!(lease.adopt(at(10), at(50)), Ok(()));
+        assert_eq!(lease.remaining(at(10)), Ok(Duration::from_nanos(40)));
+        for (now, confirmed) in [(60, 50), (100, 200)] {
+            let adopted = granted(100).adopt(at(now), at(confirmed));
+            assert_eq!(adopted, Err(LossReason::Expired), "at {now}");
+        }
+    }
+
+    #[test]
     fn the_first_loss_reason_is_kept() {
         let mut lease = granted(100);
         lease.lose(at(10), LossReason::Taken);

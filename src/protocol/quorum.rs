@@ -99,6 +99,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn more_than_half_reach_a_quorum() {
+        for masters in 1..10 {
+            for count in 0..=masters {
+                assert_eq!(reaches_quorum(count, masters), 2 * count > masters);
+            }
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn no_later_vote_changes_a_certain_outcome(votes: Vec<bool>) {

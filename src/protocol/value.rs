@@ -57,4 +57,10 @@ mod tests {
             assert!(value.bytes().all(|digit| HEX.contains(&digit)));
         }
     }
+
+    #[test]
+    fn a_value_is_shown_as_the_masters_have_it() {
+        let value = Value::handed_over("af".into());
+        assert_eq!(format!("{value:?}"), "af");
+    }
 }

@@ -169,6 +169,28 @@ mod tests {
     }
 
     #[test]
+    fn a_delete_replaces_no_command_whose_caller_waits_and_only_a_delete_replaces_it() {
+        let mut turns = Turns::default();
+        let (first, _first) = queued(Some("a"), WhenCallerGone::Skip);
+        let first = turns.arrive(first).expect("nothing of this value before");
+        let (waits, _waits) = queued(Some("a"), WhenCallerGone::Skip);
+        let (delete, gone) = queued(Some("a"), WhenCallerGone::Send);
+        drop(gone);
+        let (last, _last) = queued(Some("a"), WhenCallerGone::Skip);
+        let expected = [&waits, &delete, &last].map(|queued| queued.when_caller_gone);
+        for queued in [waits, delete, last] {
+            assert!(turns.arrive(queued).is_none());
+        }
+        let mut before = first.command;
+        for when_caller_gone in expected {
+            let next = turns.answered(&before).expect("it waits");
+            assert_eq!(next.when_caller_gone, when_caller_gone);
+            before = next.command;
+        }
+        assert!(turns.answered(&before).is_none());
+    }
+
+    #[test]
     fn the_last_delete_replaces_those_whose_callers_have_gone() {
         let mut turns = Turns::default();
         let (first, _first) = queued(Some("a"), WhenCallerGone::Skip);

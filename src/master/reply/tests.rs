@@ -159,6 +159,14 @@ fn a_strange_reply_is_quoted_in_part_and_never_counts() {
 }
 
 #[test]
+fn a_short_strange_reply_is_quoted_in_full() {
+    let MasterError::Protocol(text) = unexpected(&Reply::Array(vec![Reply::Int(3)])) else {
+        panic!("not a protocol error");
+    };
+    assert_eq!(text, format!("{:?}", Reply::Array(vec![Reply::Int(3)])));
+}
+
+#[test]
 fn the_answer_to_an_inspection_is_a_value_and_its_time_to_live() {
     let inspect = |fields| match Answer::to(Kind::Inspect, &Reply::Array(fields)) {
         Answer::Granted(Payload::Key(key)) => Some(key),
