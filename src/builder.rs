@@ -66,7 +66,7 @@ pub struct RedlockBuilder {
 enum Candidate {
     Url(String),
     Client(Box<Client>),
-    Given(Arc<dyn External>),
+    External(Arc<dyn External>),
 }
 
 impl Redlock {
@@ -179,7 +179,7 @@ impl RedlockBuilder {
     where
         C: ConnectionLike + Clone + Send + Sync + 'static,
     {
-        self.masters.push(Candidate::Given(Arc::new(connection)));
+        self.masters.push(Candidate::External(Arc::new(connection)));
         self
     }
 
@@ -312,12 +312,12 @@ impl RedlockBuilder {
                 timeout: request_timeout,
             });
         }
-        let sources = resolve(masters)?;
-        warn_of_number(sources.len());
+        let connectors = resolve(masters)?;
+        warn_of_number(connectors.len());
         // Here and not at the first use: a fork by another thread could come in the middle of that.
         hash_scripts();
         Ok(Redlock::from_inner(Inner {
-            sources,
+            connectors,
             home,
             retry,
             key_prefix,
@@ -330,30 +330,30 @@ impl RedlockBuilder {
     }
 }
 
-/// Turns every master into its address and the source of its connections.
+/// Turns every master into its address and what opens its connections.
 fn resolve(candidates: Vec<Candidate>) -> Result<Vec<(Address, Connector)>, BuildError> {
     if candidates.is_empty() {
         return Err(BuildError::NoMaster);
     }
-    let mut sources: Vec<(Address, Connector)> = Vec::with_capacity(candidates.len());
+    let mut connectors: Vec<(Address, Connector)> = Vec::with_capacity(candidates.len());
     for (place, candidate) in candidates.into_iter().enumerate() {
-        let (address, source) = match candidate {
+        let (address, connector) = match candidate {
             Candidate::Url(url) => {
                 let client = Client::open(url.as_str()).map_err(|error| refuse(&url, error))?;
                 by_client(&client, &url)?
             }
             Candidate::Client(client) => by_client(&client, address(&client).as_str())?,
-            Candidate::Given(connection) => {
+            Candidate::External(connection) => {
                 let address = Address::new(format!("connection {}", place + 1));
                 (address, Connector::External(connection))
             }
         };
-        if sources.iter().any(|(other, _)| is_same(other, &address)) {
+        if connectors.iter().any(|(other, _)| is_same(other, &address)) {
             return Err(BuildError::DuplicateMaster { master: address });
         }
-        sources.push((address, source));
+        connectors.push((address, connector));
     }
-    Ok(sources)
+    Ok(connectors)
 }
 
 /// Whether two addresses name the same master, as far as that can be seen without a name look-up.
@@ -368,8 +368,8 @@ fn is_same(one: &Address, other: &Address) -> bool {
 }
 
 fn by_client(client: &Client, given: &str) -> Result<(Address, Connector), BuildError> {
-    let source = Connector::client(client).map_err(|error| refuse(given, error))?;
-    Ok((address(client), source))
+    let connector = Connector::client(client).map_err(|error| refuse(given, error))?;
+    Ok((address(client), connector))
 }
 
 fn refuse(url: &str, source: RedisError) -> BuildError {
@@ -435,7 +435,7 @@ impl fmt::Debug for Candidate {
         match self {
             Self::Url(url) => f.write_str(&redact(url)),
             Self::Client(client) => fmt::Display::fmt(&address(client), f),
-            Self::Given(_) => f.write_str("connection"),
+            Self::External(_) => f.write_str("connection"),
         }
     }
 }

@@ -123,7 +123,7 @@ pub enum LockError {
     #[error("resource {:?} is taken: {}", name(&.0.resource), .0)]
     Taken(LockFailure),
     /// So many masters failed that a quorum was impossible, whoever holds the lock.
-    #[error("too few masters can be reached to lock {:?}: {}", name(&.0.resource), .0)]
+    #[error("too few masters could vote on the lock {:?}: {}", name(&.0.resource), .0)]
     Unreachable(#[source] LockFailure),
     /// A quorum granted the lock, but the validity was over before the call returned.
     #[error(
@@ -224,7 +224,7 @@ pub enum RunError {
     Lost(#[from] LostError),
 }
 
-/// Why a lock was not extended. The error releases nothing, and does not change the validity.
+/// Why a lock was not extended. The error releases nothing.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum ExtendError {

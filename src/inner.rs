@@ -16,8 +16,8 @@ use crate::release::Releases;
 use crate::retry::RetryPolicy;
 
 pub(crate) struct Inner {
-    /// The address of each master, and the source of its connections.
-    pub(crate) sources: Vec<(Address, Connector)>,
+    /// The address of each master, and what opens its connections.
+    pub(crate) connectors: Vec<(Address, Connector)>,
     pub(crate) home: Home,
     pub(crate) retry: RetryPolicy,
     pub(crate) key_prefix: Vec<u8>,
@@ -42,19 +42,19 @@ impl Inner {
     }
 
     pub(crate) fn addresses(&self) -> Vec<&Address> {
-        self.sources.iter().map(|(address, _)| address).collect()
+        self.connectors.iter().map(|(address, _)| address).collect()
     }
 
     /// Returns what runs in this process. Starts neither a thread nor a connection: the first job does.
     pub(crate) fn core(&self) -> &Arc<Core> {
         self.core.get_or_init(|| {
             let engine = Arc::new(Engine::new(self.home.clone()));
-            let sources = self.sources.iter().cloned();
-            let masters = sources.map(|(address, source)| {
+            let connectors = self.connectors.iter().cloned();
+            let masters = connectors.map(|(address, connector)| {
                 // Weak, so that a task that still opens a connection does not keep the engine alive when the client is
                 // dropped.
                 let engine = Arc::downgrade(&engine);
-                Master::new(address, source, engine, self.request_timeout)
+                Master::new(address, connector, engine, self.request_timeout)
             });
             Arc::new(Core {
                 masters: Masters::new(masters.collect()),

@@ -58,7 +58,7 @@ impl Operation {
     }
 
     /// Records the outcome and the elapsed time.
-    pub(crate) fn ended<T, E: Failure>(self, result: &Result<T, E>) {
+    pub(crate) fn ended<T, E: Outcome>(self, result: &Result<T, E>) {
         let outcome = match result {
             Ok(_) => E::SUCCESS,
             Err(error) => error.outcome(),
@@ -69,14 +69,14 @@ impl Operation {
 }
 
 /// An error that has one word for the log.
-pub(crate) trait Failure {
+pub(crate) trait Outcome {
     /// The word for success.
     const SUCCESS: &'static str;
 
     fn outcome(&self) -> &'static str;
 }
 
-impl Failure for LockError {
+impl Outcome for LockError {
     const SUCCESS: &'static str = "granted";
 
     fn outcome(&self) -> &'static str {
@@ -89,7 +89,7 @@ impl Failure for LockError {
     }
 }
 
-impl Failure for ExtendError {
+impl Outcome for ExtendError {
     const SUCCESS: &'static str = "extended";
 
     fn outcome(&self) -> &'static str {
@@ -105,7 +105,7 @@ impl Failure for ExtendError {
     }
 }
 
-impl Failure for ReleaseError {
+impl Outcome for ReleaseError {
     const SUCCESS: &'static str = "released";
 
     fn outcome(&self) -> &'static str {

@@ -335,9 +335,9 @@ mod tests {
 
     #[test]
     fn what_is_of_another_is_not_deleted_until_adopted() {
-        let foundling = DirtyMasters::of_another(2);
-        send(&write(&foundling, 0), 1, || ());
-        assert_eq!(foundling.close(), None);
+        let left = DirtyMasters::of_another(2);
+        send(&write(&left, 0), 1, || ());
+        assert_eq!(left.close(), None);
         let adopted = DirtyMasters::of_another(2);
         adopted.adopted();
         let clean = Dirty {

@@ -60,7 +60,7 @@ impl Redlock {
     /// A [`LockError`](crate::LockError), with the answer of every master in the last attempt.
     ///
     /// - [`LockError::Taken`](crate::LockError::Taken): others hold the lock or compete for it.
-    /// - [`LockError::Unreachable`](crate::LockError::Unreachable): too few masters answered.
+    /// - [`LockError::Unreachable`](crate::LockError::Unreachable): too few masters answered, or allowed the request.
     /// - [`LockError::TooLate`](crate::LockError::TooLate): a quorum agreed when the validity was already over.
     /// - [`LockError::Ttl`](crate::LockError::Ttl): the ttl cannot be used. Nothing was sent.
     ///
@@ -220,7 +220,7 @@ impl Redlock {
         handover: Handover,
         ttl: Duration,
     ) -> impl Future<Output = Result<LockGuard, AdoptError>> + Send + use<> {
-        handover.adopt(&self.inner, ttl)
+        LockGuard::adopt(&self.inner, handover, ttl)
     }
 
     /// Waits, for at most `timeout`, until every release under way is confirmed, and returns the number of unconfirmed

@@ -3,7 +3,7 @@
 
 use std::mem;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use crate::masters::Masters;
 use crate::permit::Deletes;
 use crate::protocol::key::Key;
 use crate::protocol::quorum::Outcome;
+use crate::sync::lock;
 use crate::vote::{Ballots, MasterError, Vote};
 
 /// The longest pause between two deletes for a `SET` that may still arrive. The pause doubles up to this limit, so a
@@ -84,7 +85,7 @@ impl Releases {
     }
 
     fn count(&self) -> MutexGuard<'_, Count> {
-        self.0.count.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.count)
     }
 }
 

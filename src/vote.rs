@@ -36,7 +36,7 @@ pub enum Vote {
     Recreated,
     /// The master was not asked, because it holds no key of ours: no request of this lock reached the master, or the
     /// master refused every request. Only a release has this answer.
-    NothingSent,
+    HoldsNothing,
     /// The outcome was certain without this master, so the call did not wait for its answer.
     NotNeeded,
     /// No answer, or an answer that does not count.
@@ -169,7 +169,7 @@ impl fmt::Display for Ballots {
 impl Vote {
     /// Whether the master has no key of ours.
     pub(crate) fn is_denied(&self) -> bool {
-        matches!(self, Self::Refused | Self::NothingSent)
+        matches!(self, Self::Refused | Self::HoldsNothing)
     }
 }
 
@@ -178,7 +178,7 @@ impl fmt::Display for Vote {
         match self {
             Self::Granted => f.write_str("granted"),
             Self::Refused => f.write_str("refused, not ours"),
-            Self::NothingSent => f.write_str("not asked, it holds no key of ours"),
+            Self::HoldsNothing => f.write_str("not asked, it holds no key of ours"),
             Self::Recreated => f.write_str("was missing, set again"),
             Self::NotNeeded => f.write_str("not needed to decide"),
             Self::Failed(error) => error.fmt(f),

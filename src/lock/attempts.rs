@@ -34,9 +34,9 @@ pub(crate) struct Options {
 /// A granted lock on its way from the engine to the caller.
 struct Granted {
     guard: LockGuard,
-    /// The content of the error if the validity ends before the caller receives the lock. Made in the engine, which
-    /// knows the ballots.
-    failure: LockFailure,
+    attempts: u32,
+    /// For the error if the validity ends before the caller receives the lock.
+    ballots: Ballots,
     /// The start of the first attempt.
     start: Instant,
 }
@@ -103,10 +103,10 @@ async fn run(
                     Some(_) => LockGuard::kept_alive(claim, ttl),
                     None => LockGuard::new(claim),
                 };
-                let failure = failure_of(&key, attempts, start.elapsed(), round.ballots());
                 let granted = Granted {
                     guard,
-                    failure,
+                    attempts,
+                    ballots: round.ballots(),
                     start,
                 };
                 return Ok((granted, round));
@@ -130,7 +130,7 @@ async fn run(
             });
         };
         tracing::debug!(?failure, %ballots, ?delay, "not granted, waiting");
-        // Boxed for the same reason.
+        // Boxed, so that the future stays small.
         Box::pin(sleep(delay)).await;
         attempts += 1;
     }
@@ -155,11 +155,14 @@ impl Acquiring {
         match ended {
             // The caller's executor may have polled the caller late. The guard is dropped here, and releases the lock.
             Ok(Ok(granted)) if !granted.guard.is_valid() => {
-                let waited = granted.start.elapsed();
-                Err(LockError::TooLate(LockFailure {
-                    waited,
-                    ..granted.failure
-                }))
+                let Granted {
+                    attempts,
+                    ballots,
+                    start,
+                    ..
+                } = granted;
+                let failure = failure_of(key, attempts, start.elapsed(), ballots);
+                Err(LockError::TooLate(failure))
             }
             Ok(ended) => ended.map(|granted| granted.guard),
             Err(stopped) => {

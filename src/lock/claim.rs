@@ -5,7 +5,7 @@
 use std::pin::pin;
 use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -25,6 +25,7 @@ use crate::protocol::validity::Ttl;
 use crate::protocol::value::Value;
 use crate::random::Random;
 use crate::release::{Deletion, Release};
+use crate::sync::lock;
 use crate::vote::{Ballots, MasterError, Vote};
 
 /// Timers stop while the machine is suspended, but the clock does not. So a task that waits for a deadline reads the
@@ -353,7 +354,7 @@ impl Claim {
     }
 
     fn lease(&self) -> MutexGuard<'_, Lease> {
-        self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.lease)
     }
 }
 

@@ -11,12 +11,14 @@ use futures::FutureExt;
 use futures::future::{AbortHandle, abortable};
 use tracing::Instrument;
 
-use crate::error::{ExtendError, LossReason, LostError, ReleaseError, name};
+use crate::error::{AdoptError, ExtendError, LossReason, LostError, ReleaseError, name};
+use crate::inner::Inner;
 use crate::lock::claim::Claim;
 use crate::lock::handover::Handover;
 use crate::lock::keep_alive;
 use crate::masters::is_quorum;
 use crate::observe::Operation;
+use crate::protocol::value::Value;
 use crate::release::Release;
 use crate::vote::Ballots;
 
@@ -74,6 +76,35 @@ impl LockGuard {
         Self {
             claim,
             keep_alive: None,
+        }
+    }
+
+    /// Takes over a lock of another process, and extends it to `ttl`. The validity counts from this call, not from the
+    /// first poll.
+    pub(crate) fn adopt(
+        inner: &Arc<Inner>,
+        handover: Handover,
+        ttl: Duration,
+    ) -> impl Future<Output = Result<Self, AdoptError>> + Send + use<> {
+        let Handover {
+            resource,
+            value,
+            validity,
+        } = handover;
+        // Here and not in the future: the caller may poll the future much later.
+        let valid_until = inner.clock.now().after(validity);
+        let inner = Arc::clone(inner);
+        async move {
+            let (key, value) = (inner.key(&resource), Value::handed_over(value));
+            // If the future is dropped from here on, this claim deletes nothing: the keys are still those of the other
+            // process.
+            let claim = Arc::new(Claim::of_another(&inner, &key, value, valid_until));
+            let adopting = Arc::clone(&claim);
+            let extended = claim.engine().run(async move { adopting.adopt(ttl).await });
+            let extended = extended.await.map_err(|it| claim.not_extended(&it))??;
+            // Nothing is awaited between this and the guard, so an adopted claim always has an owner who releases it.
+            claim.confirm_adoption(&extended)?;
+            Ok(Self::new(claim))
         }
     }
 

@@ -82,7 +82,7 @@ impl Master {
         match &answer {
             Answer::Failed(error) => self.link.report(error),
             Answer::Granted(_) | Answer::Refused | Answer::Recreated => self.link.report_answer(),
-            Answer::NotNeeded | Answer::NothingSent => {}
+            Answer::NotNeeded | Answer::HoldsNothing => {}
         }
         answer
     }

@@ -110,7 +110,7 @@ impl Masters {
     ) -> Round {
         let ask = |place, master: &Master| match permit(place) {
             Some(permit) => Ok(master.clone().ask(request.clone(), permit, patience)),
-            None => Err(Answer::NothingSent),
+            None => Err(Answer::HoldsNothing),
         };
         Round::begin(self, patience, ask)
     }

@@ -122,8 +122,8 @@ mod tests {
                 }
             }
             let granted = votes.iter().filter(|is_granted| **is_granted).count();
-            let carried = 2 * granted > votes.len();
-            assert!(votes.is_empty() || certain == Some(if carried { Outcome::Quorum } else { Outcome::NoQuorum }));
+            let expected = 2 * granted > votes.len();
+            assert!(votes.is_empty() || certain == Some(if expected { Outcome::Quorum } else { Outcome::NoQuorum }));
         }
     }
 }

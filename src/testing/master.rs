@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::connection::Connection;
 use super::fault::Fault;
 use super::store::{Store, error};
+use crate::sync::lock;
 
 /// A master in memory, from [`Masters`](super::Masters). Clones are the same master.
 ///
@@ -280,7 +281,7 @@ impl Master {
 
     /// Locks the state, after all events up to now have happened.
     fn lock(&self) -> MutexGuard<'_, State> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.0);
         state.catch_up(Instant::now());
         state
     }

@@ -30,7 +30,7 @@
 //! - Redlock excludes other holders only if masters keep their keys until the ttl is over, and if clocks differ by no
 //!   more than the [drift](crate::RedlockBuilder::drift_factor). Masters in memory can break both assumptions. After a
 //!   [`restart`](Master::restart) within the ttl, or with [`set_clock_rate(2.0)`](Master::set_clock_rate), there can be
-//!   two holders. The simulation in the tests of this crate finds two holders in these two cases, and in no other.
+//!   two holders. The simulation in the tests of this crate finds two holders in these two cases, and has found none otherwise.
 //! - Their connections open themselves again. So these masters do not test how the crate opens and closes its own
 //!   connections over TCP or TLS.
 //! - They execute the commands and scripts of this crate, and the other commands that [`connect`](Master::connect)
@@ -81,7 +81,7 @@ mod script;
 mod store;
 
 use std::ops::{Deref, RangeInclusive};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -90,6 +90,7 @@ use rand::{Rng, SeedableRng};
 pub use self::connection::Connection;
 pub use self::fault::Fault;
 pub use self::master::Master;
+use crate::sync::lock;
 
 /// Masters in memory for one test: a slice of [`Master`], and a seed for everything random.
 ///
@@ -146,7 +147,7 @@ impl Masters {
 
     /// The seed of the next client.
     pub(crate) fn draw_seed(&self) -> u64 {
-        let mut seeds = self.seeds.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seeds = lock(&self.seeds);
         seeds.next_u64()
     }
 }

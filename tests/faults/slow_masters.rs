@@ -250,7 +250,7 @@ async fn failure(dlm: &Redlock, masters: &[Server]) -> (Duration, Vec<MasterErro
     let error = result.expect_err("three of five cannot vote");
     let message = error.to_string();
     assert!(
-        message.starts_with("too few masters can be reached"),
+        message.starts_with("too few masters could vote"),
         "{message}"
     );
     let LockError::Unreachable(LockFailure { ballots, .. }) = error else {

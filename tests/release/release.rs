@@ -385,3 +385,25 @@ async fn a_lock_is_valid_for_as_long_as_it_is_held() {
         assert!(Duration::from_millis(left) >= guard.validity());
     }
 }
+
+#[tokio::test]
+async fn a_master_that_was_never_sent_the_lock_is_not_said_to_have_refused() {
+    let mut masters = Masters::start(5);
+    let dlm = masters.client();
+    masters[3..].iter_mut().for_each(Server::kill);
+    let guard = dlm.lock(unique("resource"), TTL).await.unwrap();
+    masters[..3].eventually_hold(&guard).await;
+    masters[2].freeze();
+    let released = guard.release().await;
+    let Err(ReleaseError::Unconfirmed { ballots, .. }) = released else {
+        panic!("two of five confirmed: {released:?}");
+    };
+    let votes: Vec<_> = ballots.iter().map(|ballot| &ballot.vote).collect();
+    assert!(matches!(votes[..2], [Vote::Granted, Vote::Granted]), "{votes:?}");
+    assert!(matches!(votes[2], Vote::Failed(_)), "{votes:?}");
+    assert!(matches!(votes[3..], [Vote::HoldsNothing, Vote::HoldsNothing]), "{votes:?}");
+    assert!(ballots.to_string().contains("holds no key of ours"), "{ballots}");
+    masters[2].thaw();
+    assert_eq!(dlm.shutdown(LONG).await, 0);
+    assert!(masters[..3].are_empty());
+}

@@ -115,7 +115,7 @@ impl Link {
         if let State::Hung(connection) = &*self.state.borrow() {
             return Ok(connection.clone());
         }
-        // The state may have become `Hung` since. Then this fails at once, and the caller tries again.
+        // The state may have become `Hung` since. Then this fails at once, and the delete is repeated later.
         self.connection(patience).await
     }
 
@@ -136,7 +136,11 @@ impl Link {
     }
 
     fn failure(&self, state: &State, patience: Duration) -> Option<MasterError> {
-        state.failure(Instant::now(), patience, self.silence())
+        // Every round asks this of every master, so the clock is only read where the answer depends on it.
+        match state.connection() {
+            Some(_) => None,
+            None => state.failure(Instant::now(), patience, self.silence()),
+        }
     }
 
     /// The serial number of the latest connection, other than the current one, on which a request may still be executed;

@@ -14,11 +14,11 @@
 //! | any other error of the master | failed: server | alive | may have set a key |
 //! | a reply or an error that makes no sense | failed: protocol | alive | may have set a key |
 //! | an I/O error that an external connection returns | failed: disconnected | unknown | may be executed later |
-//! | the connection broke after the request was sent | failed: disconnected | broken | may be executed later |
+//! | the connection broke after the request was sent | failed: disconnected, or protocol if it broke by nonsense | broken | may be executed later |
 //! | the connection had ended before | none: another connection is tried | broken | left nothing, if that is certain |
 //!
 //! A deletion goes on until its answer is [settled](Answer::is_settled). It is [repeated](Answer::may_pass) after every
-//! error but those that the next request would get as well.
+//! error, except wrong type, forbidden and protocol: another delete would get the same answer.
 
 mod error;
 
@@ -42,8 +42,8 @@ pub(crate) enum Answer {
     Refused,
     /// Only to an extension: the key was missing and is set again.
     Recreated,
-    /// The master was not asked, because no request of this lock was sent to it.
-    NothingSent,
+    /// The master was not asked: no request of this lock has left a key there.
+    HoldsNothing,
     /// The outcome was certain before the request could be sent.
     NotNeeded,
     /// No answer, or not one that counts.
@@ -177,7 +177,7 @@ impl Answer {
     /// Whether the master surely holds no key of ours after this answer to a delete.
     pub(crate) fn is_settled(&self) -> bool {
         match self {
-            Self::Granted(_) | Self::Refused | Self::NothingSent => true,
+            Self::Granted(_) | Self::Refused | Self::HoldsNothing => true,
             // The key holds what no lock of ours has ever set.
             Self::Failed(error) => matches!(error, MasterError::WrongType(_)),
             Self::Recreated | Self::NotNeeded => false,
@@ -202,7 +202,7 @@ impl From<Answer> for Vote {
             Answer::Granted(_) => Self::Granted,
             Answer::Refused => Self::Refused,
             Answer::Recreated => Self::Recreated,
-            Answer::NothingSent => Self::NothingSent,
+            Answer::HoldsNothing => Self::HoldsNothing,
             Answer::NotNeeded => Self::NotNeeded,
             Answer::Failed(error) => Self::Failed(error),
         }

@@ -48,7 +48,7 @@ fn word(next: &Next) -> &'static str {
         Next::Answer(Answer::Granted(_)) => "granted",
         Next::Answer(Answer::Refused) => "refused",
         Next::Answer(Answer::Recreated) => "recreated",
-        Next::Answer(Answer::NothingSent | Answer::NotNeeded) => "not asked",
+        Next::Answer(Answer::HoldsNothing | Answer::NotNeeded) => "not asked",
         Next::Answer(Answer::Failed(error)) => match error {
             MasterError::Connect(_) => "connect",
             MasterError::Disconnected(_) => "disconnected",
