@@ -399,10 +399,19 @@ async fn a_master_that_was_never_sent_the_lock_is_not_said_to_have_refused() {
         panic!("two of five confirmed: {released:?}");
     };
     let votes: Vec<_> = ballots.iter().map(|ballot| &ballot.vote).collect();
-    assert!(matches!(votes[..2], [Vote::Granted, Vote::Granted]), "{votes:?}");
+    assert!(
+        matches!(votes[..2], [Vote::Granted, Vote::Granted]),
+        "{votes:?}"
+    );
     assert!(matches!(votes[2], Vote::Failed(_)), "{votes:?}");
-    assert!(matches!(votes[3..], [Vote::HoldsNothing, Vote::HoldsNothing]), "{votes:?}");
-    assert!(ballots.to_string().contains("holds no key of ours"), "{ballots}");
+    assert!(
+        matches!(votes[3..], [Vote::HoldsNothing, Vote::HoldsNothing]),
+        "{votes:?}"
+    );
+    assert!(
+        ballots.to_string().contains("holds no key of ours"),
+        "{ballots}"
+    );
     masters[2].thaw();
     assert_eq!(dlm.shutdown(LONG).await, 0);
     assert!(masters[..3].are_empty());
