@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// A lock on its way to another process, without a guard. Returned by [`LockGuard::leak`], and taken over by
-/// [`Redlock::adopt`](crate::Redlock::adopt).
+/// A lock on its way to another process, without a guard. Returned by [`LockGuard::leak`](crate::LockGuard::leak), and
+/// taken over by [`Redlock::adopt`](crate::Redlock::adopt).
 ///
 /// # Examples
 ///
