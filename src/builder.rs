@@ -257,8 +257,8 @@ impl RedlockBuilder {
     /// Sets how long a request waits for masters that do not answer, while a quorum depends on them. Defaults to 250
     /// ms. Must be between 1 ms and 60 s.
     ///
-    /// The timeout includes connecting. It should be several round trips, and short against the ttl: the time that a
-    /// request takes comes off the validity.
+    /// The timeout includes connecting. Choose several round trips, and little of the ttl: the validity is shorter by the
+    /// time that the request took.
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;
         self

@@ -1,4 +1,4 @@
-//! The outcome of each operation for the log: one span per operation, with the outcome and the elapsed time.
+//! One span for each operation. The span records the outcome and the elapsed time.
 
 use std::time::Duration;
 

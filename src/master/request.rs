@@ -73,7 +73,7 @@ struct Parts {
 /// What is asked for.
 struct Content {
     kind: Kind,
-    /// The keys that the request names.
+    /// The keys that the request names. The scripts of today read only the first one.
     keys: Box<[Key]>,
     /// The value of the lock; `None` if the request only reads.
     value: Option<Value>,

@@ -1,4 +1,4 @@
-//! The outcome of one attempt, for every combination of states of the masters.
+//! One attempt, for every combination of states of three masters: who gets the lock, and what the error says.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -56,8 +56,8 @@ pub(crate) fn run(library: &str, urls: &[String]) -> ExitCode {
     process::exit(0)
 }
 
-/// Carries out orders until there are no more. The thread is none of the runtime's, so it answers whatever becomes of
-/// the library.
+/// Executes orders until no more come. Runs on a thread outside of the runtime, so it replies also when the runtime
+/// hangs.
 fn serve<L: Locker>(runtime: &Runtime, locker: L) {
     let mut worker = Worker {
         runtime,
