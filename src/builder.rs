@@ -21,7 +21,7 @@ use crate::redlock::Redlock;
 use crate::retry::RetryPolicy;
 
 /// Long enough for several round trips between data centres and for a fork pause of Redis. Short against the ttl of any
-/// lock that is held for seconds. A call waits this long only while a quorum depends on the silent masters.
+/// lock that is held for seconds. A call waits this long only while a quorum depends on silent masters.
 const REQUEST_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// The options of a [`Redlock`], and its masters.
@@ -254,11 +254,15 @@ impl RedlockBuilder {
         self
     }
 
-    /// Sets how long a request waits for masters that do not answer, while a quorum depends on them. Defaults to 250
-    /// ms. Must be between 1 ms and 60 s.
+    /// Sets how long a master may be silent before its requests fail. Defaults to 250 ms. Must be between 1 ms and 60 s.
     ///
-    /// The timeout includes connecting. Choose several round trips, and little of the ttl: the validity is shorter by the
-    /// time that the request took.
+    /// A call waits this long only while a quorum depends on silent masters. While a master sends replies, a request to
+    /// the master is waited for as long as the reply is of use, however long the line: a lock as long as its ttl leaves
+    /// validity and [`RetryPolicy::max_wait`] allows, an extension as long as the old validity lasts. Connecting has the
+    /// same limit.
+    ///
+    /// The timeout should be several round trips, and short against the ttl: the time that a request takes comes off the
+    /// validity. The time that a request waits in line before it is sent does not.
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;
         self

@@ -131,6 +131,13 @@ pub enum LockError {
         name(&.0.resource), .0
     )]
     TooLate(LockFailure),
+    /// The client has more requests than its masters answer, and this one was still in line when the total wait of the
+    /// [`RetryPolicy`](crate::RetryPolicy) was over. Nothing was sent for it since the last attempt, if there was one.
+    #[error(
+        "lock on {:?} was still in line behind other requests of this client: {}",
+        name(&.0.resource), .0
+    )]
+    Overloaded(LockFailure),
 }
 
 /// How a lock request failed: after how long, after how many attempts, and what each master answered last.

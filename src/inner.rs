@@ -11,6 +11,7 @@ use crate::masters::Masters;
 use crate::per_process::PerProcess;
 use crate::protocol::key::Key;
 use crate::protocol::validity::Drift;
+use crate::queue::Line;
 use crate::random::Random;
 use crate::release::Releases;
 use crate::retry::RetryPolicy;
@@ -49,15 +50,16 @@ impl Inner {
     pub(crate) fn core(&self) -> &Arc<Core> {
         self.core.get_or_init(|| {
             let engine = Arc::new(Engine::new(self.home.clone()));
+            let line = Arc::new(Line::default());
             let connectors = self.connectors.iter().cloned();
             let masters = connectors.map(|(address, connector)| {
                 // Weak, so that a task that still opens a connection does not keep the engine alive when the client is
                 // dropped.
                 let engine = Arc::downgrade(&engine);
-                Master::new(address, connector, engine, self.request_timeout)
+                Master::new(address, connector, engine, self.request_timeout, &line)
             });
             Arc::new(Core {
-                masters: Masters::new(masters.collect()),
+                masters: Masters::new(masters.collect(), line),
                 releases: Releases::default(),
                 engine,
             })

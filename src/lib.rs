@@ -97,6 +97,7 @@ mod observe;
 mod per_process;
 mod permit;
 mod protocol;
+mod queue;
 mod random;
 mod redlock;
 mod release;

@@ -84,6 +84,7 @@ impl Outcome for LockError {
             Self::Taken(_) => "taken",
             Self::Unreachable(_) => "unreachable",
             Self::TooLate(_) => "too late",
+            Self::Overloaded(_) => "overloaded",
             Self::Ttl(_) => "bad ttl",
         }
     }

@@ -160,16 +160,12 @@ pub(crate) enum SendPermit {
 }
 
 impl SendPermit {
-    /// Calls `send` if the request is still permitted; returns `None` if not.
+    /// Whether the request is still permitted. If so, it counts as sent.
     ///
-    /// `connection` is the serial number of the connection that `send` uses. `latest_unclosed` is that of the latest
+    /// `connection` is the serial number of the connection that sends it. `latest_unclosed` is that of the latest
     /// earlier connection that the master may still have open: requests on it, and on those before, may still be executed.
-    pub(crate) fn send<T>(
-        &self,
-        connection: u64,
-        latest_unclosed: u64,
-        send: impl FnOnce() -> T,
-    ) -> Option<T> {
+    #[must_use]
+    pub(crate) fn send(&self, connection: u64, latest_unclosed: u64) -> bool {
         match self {
             Self::ReadOnly => {}
             Self::Delete(deletes, master) => {
@@ -185,7 +181,7 @@ impl SendPermit {
             Self::Write(dirty, master) => {
                 let mut state = dirty.lock();
                 if state.is_closed {
-                    return None;
+                    return false;
                 }
                 let sent = &mut state.masters[*master];
                 // The first of several connections counts for all: an earlier connection has a smaller number, so if this
@@ -197,12 +193,9 @@ impl SendPermit {
                 // too many.
                 sent.requests += 1;
                 sent.unanswered += 1;
-                // The lock is held until the request is queued. If it were released before, a delete on another thread
-                // could be queued first, and would miss the key of this request. `send` must not take this lock.
-                return Some(send());
             }
         }
-        Some(send())
+        true
     }
 
     /// Records what a request that was sent has done. Another request may have done more.
@@ -229,8 +222,8 @@ mod tests {
     use super::*;
 
     /// Sends on a connection that is the only one.
-    fn send<T>(permit: &SendPermit, connection: u64, send: impl FnOnce() -> T) -> Option<T> {
-        permit.send(connection, connection - 1, send)
+    fn send(permit: &SendPermit, connection: u64) -> bool {
+        permit.send(connection, connection - 1)
     }
 
     fn write(dirty: &Arc<DirtyMasters>, master: usize) -> SendPermit {
@@ -247,10 +240,10 @@ mod tests {
     #[test]
     fn nothing_is_sent_once_it_is_closed() {
         let dirty = DirtyMasters::new(3);
-        assert_eq!(send(&write(&dirty, 1), 4, || 7), Some(7));
+        assert!(send(&write(&dirty, 1), 4));
         assert_eq!(dirty.close(), Some(vec![None, on(4), None]));
         let late = write(&dirty, 2);
-        assert_eq!(send(&late, 4, || unreachable!("sent")), None::<()>);
+        assert!(!send(&late, 4));
         assert_eq!(dirty.close(), None);
         late.record(Effect::Nothing);
     }
@@ -268,7 +261,7 @@ mod tests {
         ] {
             let dirty = DirtyMasters::new(1);
             let permit = write(&dirty, 0);
-            send(&permit, 1, || ());
+            assert!(send(&permit, 1));
             permit.record(effect);
             assert_eq!(dirty.close(), Some(vec![expected]));
         }
@@ -279,7 +272,7 @@ mod tests {
         let dirty = DirtyMasters::new(2);
         let permits = [0, 1].map(|master| write(&dirty, master));
         for permit in &permits {
-            send(permit, 1, || ());
+            assert!(send(&permit, 1));
         }
         permits[0].record(Effect::Nothing);
         assert_eq!(dirty.close(), Some(vec![None, on(1)]));
@@ -289,8 +282,8 @@ mod tests {
     fn one_refusal_does_not_speak_for_two_requests() {
         let dirty = DirtyMasters::new(1);
         let permit = write(&dirty, 0);
-        send(&permit, 1, || ());
-        send(&permit, 2, || ());
+        assert!(send(&permit, 1));
+        assert!(send(&permit, 2));
         permit.record(Effect::Nothing);
         assert_eq!(dirty.close(), Some(vec![on(1)]));
     }
@@ -299,9 +292,9 @@ mod tests {
     fn what_is_answered_does_not_come_late() {
         let dirty = DirtyMasters::new(1);
         let permit = write(&dirty, 0);
-        send(&permit, 1, || ());
+        assert!(send(&permit, 1));
         permit.record(Effect::MayHaveSetKey);
-        send(&permit, 2, || ());
+        assert!(send(&permit, 2));
         let dirty = dirty.close().expect("it was open");
         assert_eq!(dirty[0].and_then(|dirty| dirty.unanswered_on), Some(2));
     }
@@ -314,7 +307,7 @@ mod tests {
             let deletes = Deletes::new(vec![on(1)]);
             assert_eq!(deletes.dirty(0), on(1));
             let permit = SendPermit::Delete(Arc::clone(&deletes), 0);
-            assert_eq!(permit.send(connection, latest_unclosed, || 1), Some(1));
+            assert!(permit.send(connection, latest_unclosed));
             assert_eq!(deletes.may_be_late(0, false), may_be_late);
             assert!(!deletes.may_be_late(0, true));
         }
@@ -324,19 +317,19 @@ mod tests {
     fn a_key_that_is_found_does_not_speak_for_two_requests() {
         let dirty = DirtyMasters::new(1);
         let permit = write(&dirty, 0);
-        send(&permit, 1, || ());
+        assert!(send(&permit, 1));
         permit.record(Effect::MayHaveSetKey);
-        send(&permit, 1, || ());
+        assert!(send(&permit, 1));
         let deletes = Deletes::new(dirty.close().expect("it was open"));
         let delete = SendPermit::Delete(Arc::clone(&deletes), 0);
-        assert_eq!(send(&delete, 2, || 1), Some(1));
+        assert!(send(&delete, 2));
         assert!(deletes.may_be_late(0, true));
     }
 
     #[test]
     fn what_is_of_another_is_not_deleted_until_adopted() {
         let left = DirtyMasters::of_another(2);
-        send(&write(&left, 0), 1, || ());
+        assert!(send(&write(&left, 0), 1));
         assert_eq!(left.close(), None);
         let adopted = DirtyMasters::of_another(2);
         adopted.adopted();

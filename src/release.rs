@@ -3,28 +3,26 @@
 
 use std::mem;
 use std::pin::pin;
+use std::slice;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread;
 use std::time::Duration;
 
-use futures::future::join_all;
 use tokio::sync::{Notify, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, timeout};
 
-use crate::clock::{Clock, Moment};
 use crate::engine::{Engine, Stopped};
-use crate::error::name;
-use crate::master::{Answer, Request};
+use crate::master::{Answer, Debt, Follower, Request};
 use crate::masters::Masters;
 use crate::permit::Deletes;
 use crate::protocol::key::Key;
 use crate::protocol::quorum::Outcome;
+use crate::protocol::value::Value;
 use crate::sync::lock;
 use crate::vote::{Ballots, MasterError, Vote};
 
-/// The longest pause between two deletes for a `SET` that may still arrive. The pause doubles up to this limit, so a
-/// long ttl costs a master few requests. A `SET` that arrives meanwhile holds the resource for at most 10 s.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A ttl may be longer than a clock can count. Nobody watches a delete for longer than this.
+const LONGEST_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3_600);
 
 /// Counts the releases of one `Redlock` that are not confirmed.
 #[derive(Clone, Default)]
@@ -73,15 +71,19 @@ impl Releases {
         count.under_way + mem::take(&mut count.unconfirmed)
     }
 
-    /// Counts a release as under way until the returned value is dropped.
-    fn begin(&self, key: &Key) -> Pending {
+    /// Counts a release as under way until the last clone of the returned value is dropped.
+    fn pending(&self) -> Arc<Pending> {
         self.count().under_way += 1;
-        Pending {
+        Arc::new(Pending {
             releases: self.clone(),
-            key: key.clone(),
-            // The release may be dropped at any await point, so it counts as unconfirmed until it has ended well.
-            unconfirmed: Some("its client has ended"),
-        }
+            // The job of the release itself. It may be dropped at any await point.
+            open: AtomicUsize::new(1),
+        })
+    }
+
+    /// Counts a release that begins before the returned value is dropped.
+    pub(crate) fn coming(&self) -> Coming {
+        Coming(self.pending())
     }
 
     fn count(&self) -> MutexGuard<'_, Count> {
@@ -92,23 +94,33 @@ impl Releases {
 /// A release under way, counted as long as this exists.
 struct Pending {
     releases: Releases,
-    key: Key,
-    /// Why the release is unconfirmed if it ends now. `None` if it is confirmed.
-    unconfirmed: Option<&'static str>,
+    /// The number of parts that have not ended well: the job, and the debts of masters.
+    open: AtomicUsize,
+}
+
+/// A release that is about to begin. `shutdown` waits for it.
+pub(crate) struct Coming(Arc<Pending>);
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        // The release itself is counted by now.
+        self.0.confirmed();
+    }
+}
+
+impl Follower for Pending {
+    fn confirmed(&self) {
+        // Relaxed: the last part to end drops the last clone, and the count of clones orders the memory.
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        // Logged before the mutex is taken, because a subscriber may run any code. Not while panicking: the subscriber
-        // may have caused that panic, and a second panic in a drop aborts the process.
-        if let Some(reason) = self.unconfirmed
-            && !thread::panicking()
-        {
-            warn_unconfirmed(&self.key, reason);
-        }
+        let is_confirmed = *self.open.get_mut() == 0;
         let mut count = self.releases.count();
         count.under_way -= 1;
-        count.unconfirmed += usize::from(self.unconfirmed.is_some());
+        count.unconfirmed += usize::from(!is_confirmed);
         if count.under_way == 0 {
             // With the mutex held: a waiter sees the final numbers, since it can only read them after this drop.
             self.releases.0.done.notify_waiters();
@@ -137,7 +149,7 @@ impl Release {
         engine: &Arc<Engine>,
     ) -> Self {
         // Counted before the job is submitted: a `shutdown` that another thread calls now must wait for this release.
-        let pending = releases.begin(&deletion.key);
+        let pending = releases.pending();
         let (outcome, received) = oneshot::channel();
         let (own_masters, own_engine) = (masters.clone(), Arc::clone(engine));
         engine.begin(async move {
@@ -180,29 +192,31 @@ impl Drop for Release {
 
 /// The deletes of one release.
 pub(crate) struct Deletion {
-    pub(crate) request: Request,
+    pub(crate) key: Key,
+    pub(crate) value: Value,
     /// Which masters may hold the key, and whether a `SET` may still arrive there.
     pub(crate) deletes: Arc<Deletes>,
-    /// When the key has expired on all masters.
-    pub(crate) gone: Moment,
-    pub(crate) clock: Clock,
-    /// How long to wait for a master's answer at first.
+    /// How long the key lives at most on a master that executes a request now.
+    pub(crate) lifetime: Duration,
+    /// How long a master may be silent.
     pub(crate) patience: Duration,
-    pub(crate) key: Key,
 }
 
 impl Deletion {
-    /// Sends the deletes, sends the outcome to the caller as soon as it is certain, and then follows every delete to
-    /// its end.
+    /// Sends the deletes, and sends the outcome to the caller as soon as it is certain. A master that does not answer is
+    /// left with a debt, which this does not wait for.
     async fn run(
         self,
         masters: &Masters,
-        mut pending: Pending,
+        pending: Arc<Pending>,
         outcome: oneshot::Sender<Released>,
     ) {
+        // From now on and not from the last request: a master may execute a request that is under way as late as now.
+        let gone = Instant::now() + self.lifetime.min(LONGEST_LIFETIME);
         // The deletes are queued by the first poll of this future. `Engine::begin` relies on that.
-        let mut round = masters.delete(&self.request, &self.deletes, self.patience);
-        let decided = round.decided(self.patience).await;
+        let request = Request::release(slice::from_ref(&self.key), &self.value);
+        let mut round = masters.delete(&request, &self.deletes, self.patience);
+        let decided = round.decided(self.lifetime).await;
         if decided == Outcome::Quorum {
             let _ = outcome.send(Ok(()));
         // Only for a caller who still waits: the reason may need the answers of slower masters.
@@ -210,78 +224,30 @@ impl Deletion {
             let not_ours = Vote::is_denied;
             let _ = outcome.send(Err(round.reason_known(not_ours, self.patience).await));
         }
-        // The caller has its outcome. The other masters still get their time to answer this delete before it is
-        // repeated.
-        round.finished(self.patience).await;
-        let unsettled: Vec<usize> = (0..masters.count())
-            .filter(|master| !self.is_final(*master, round.answer(*master).as_ref()))
-            .collect();
-        // The round holds the futures and votes of all masters. What follows may take as long as the ttl.
-        drop(round);
-        pending.unconfirmed = self.finish(masters, unsettled).await;
-    }
-
-    /// Deletes again on the given masters, until it is certain that no key is left or until the key has expired.
-    /// Returns the reason if the release is not confirmed.
-    async fn finish(&self, masters: &Masters, unsettled: Vec<usize>) -> Option<&'static str> {
-        if unsettled.is_empty() {
-            return None;
-        }
-        let deleted = unsettled.iter().map(|&it| self.delete_on(masters, it));
-        // This timer stops while the machine is suspended. Then the deletes go on for longer than needed, which does no
-        // harm.
-        let deleted = timeout(self.clock.now().until(self.gone), join_all(deleted)).await;
-        match deleted {
-            Ok(answers) if answers.iter().all(Answer::is_settled) => return None,
-            Ok(_) => return Some("a master refused it"),
-            Err(_) => {}
-        }
-        // No answer, and a `SET` may still arrive, after which its key lives for a whole ttl. So the release is not
-        // confirmed.
-        if unsettled
-            .iter()
-            .any(|&master| self.deletes.may_be_late(master, false))
-        {
-            return Some(
-                "an earlier connection could not be closed, and a SET on it may still set the key",
-            );
-        }
-        // The key has expired, so nothing is left that a later answer could confirm. The log still shows the silent
-        // master.
-        warn_unconfirmed(&self.key, "a master did not answer until the ttl was over");
-        None
-    }
-
-    /// Deletes on one master, until no request that was sent before can arrive after the last delete.
-    async fn delete_on(&self, masters: &Masters, master: usize) -> Answer {
-        let mut pause = self.patience;
-        loop {
-            let answer = masters
-                .delete_until_answered(master, &self.request, &self.deletes)
-                .await;
-            // An error that a repeated delete would not change, or a delete that no `SET` can follow.
-            if !answer.is_settled() || self.is_final(master, Some(&answer)) {
-                return answer;
+        // The caller has its outcome. Every other master answers, or is silent, or its connection breaks.
+        round.finished(self.lifetime).await;
+        for place in 0..masters.count() {
+            if let Some(answer) = round.answer(place)
+                && !self.is_final(place, &answer)
+            {
+                pending.open.fetch_add(1, Ordering::Relaxed);
+                masters.owe(Debt {
+                    key: self.key.clone(),
+                    value: self.value.clone(),
+                    deletes: Arc::clone(&self.deletes),
+                    place,
+                    gone,
+                    follower: Some(Arc::clone(&pending) as Arc<dyn Follower>),
+                });
             }
-            // The master has answered, but an unclosed earlier connection may still deliver a `SET`. So the delete is
-            // repeated until the caller's timeout, when the ttl is over.
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
+        pending.confirmed();
     }
 
     /// Whether the master holds no key of ours after this answer, now and later.
-    fn is_final(&self, master: usize, answer: Option<&Answer>) -> bool {
+    fn is_final(&self, master: usize, answer: &Answer) -> bool {
         // A delete that found the key shows that the `SET` has arrived, if there was only one `SET`.
-        let has_found = matches!(answer, Some(Answer::Granted(_)));
-        answer.is_some_and(Answer::is_settled) && !self.deletes.may_be_late(master, has_found)
+        let has_found = matches!(answer, Answer::Granted(_));
+        answer.is_settled() && !self.deletes.may_be_late(master, has_found)
     }
-}
-
-fn warn_unconfirmed(key: &Key, reason: &str) {
-    tracing::warn!(
-        resource = name(key.resource()),
-        reason,
-        "a release in the background could not be confirmed"
-    );
 }

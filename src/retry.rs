@@ -109,6 +109,11 @@ impl RetryPolicy {
         self
     }
 
+    /// What is left of the total wait; `None` if there is no limit.
+    pub(crate) fn time_left(&self, elapsed: Duration) -> Option<Duration> {
+        Some(self.max_wait?.saturating_sub(elapsed))
+    }
+
     /// Returns the delays of one run of this policy. The same seed gives the same delays.
     ///
     /// # Examples

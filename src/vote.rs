@@ -53,13 +53,17 @@ pub enum MasterError {
     /// The connection ended before the answer arrived.
     #[error("connection lost: {0}")]
     Disconnected(#[source] RedisError),
-    /// No answer within this time: the request timeout, or the validity that was left, whichever is shorter.
+    /// No answer: the master was silent for this long, or what the answer was for has ended after this long.
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
     /// The master has answered nothing for this long. Until it answers again, or a new connection to it works, it is
     /// sent no locks and no extensions.
     #[error("hangs: it has not answered for more than {0:?}")]
     Hung(Duration),
+    /// The master answers, but more slowly than requests come. So many requests wait for the master that a new attempt to
+    /// lock is not sent to it.
+    #[error("cannot keep up: {0} requests wait for it")]
+    Behind(usize),
     /// The user or the password is missing or wrong.
     #[error("authentication failed: {0}")]
     Auth(#[source] RedisError),

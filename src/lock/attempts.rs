@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::future::{Either, ready};
-use tokio::time::{Instant, sleep};
+use futures::future::Either;
+use futures::poll;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::Instrument;
 
 use crate::engine::{Running, Stopped};
@@ -19,8 +20,12 @@ use crate::observe::Operation;
 use crate::protocol::key::Key;
 use crate::protocol::validity::Ttl;
 use crate::protocol::value::Value;
+use crate::release::Coming;
 use crate::retry::RetryPolicy;
-use crate::vote::{Ballots, MasterError};
+use crate::vote::{Ballots, MasterError, Vote};
+
+/// Replies that are on their way are waited for at least this long before deletes are sent.
+const LEAST_GRACE: Duration = Duration::from_millis(1);
 
 /// The options of a lock request.
 pub(crate) struct Options {
@@ -54,7 +59,7 @@ pub(crate) async fn lock(options: Options) -> Result<LockGuard, LockError> {
         // more masters. The caller does not wait for them.
         let attempts = attempts.map(move |ended| match ended {
             Ok((granted, round)) => (Ok(granted), Either::Left(round.finish(patience))),
-            Err(error) => (Err(error), Either::Right(ready(()))),
+            Err((error, failed)) => (Err(error), Either::Right(Failed::undo_if_any(failed))),
         });
         attempts.instrument(span)
     };
@@ -72,7 +77,7 @@ async fn run(
     options: Options,
     core: Arc<Core>,
     span: tracing::Span,
-) -> Result<(Granted, Round), LockError> {
+) -> Result<(Granted, Round), (LockError, Option<Failed>)> {
     let Options {
         inner,
         key,
@@ -81,23 +86,33 @@ async fn run(
         keep_alive,
     } = options;
     // Before anything is sent: a ttl that cannot be used is an error of the call, not of a master.
-    let checked_ttl = Ttl::new(ttl, inner.drift)?;
+    let checked_ttl = Ttl::new(ttl, inner.drift).map_err(|error| (error.into(), None))?;
     let max_lifetime = keep_alive.as_ref().and_then(|it| it.max_lifetime);
     // Tokio's clock is enough for the retry policy, as no validity depends on this time.
     let start = Instant::now();
     let mut delays = None;
-    let mut attempts = 1;
+    let mut attempts = 0;
+    let mut ballots = Ballots::default();
     loop {
+        let left = retry.time_left(start.elapsed());
+        if !get_room(&core, inner.request_timeout, left).await {
+            let details = failure_of(&key, attempts, start.elapsed(), ballots);
+            return Err((LockError::Overloaded(details), None));
+        }
+        attempts += 1;
+        span.record("attempts", attempts);
         // A new value for each attempt: a late SET of an earlier attempt must never be taken for the SET of this
         // attempt.
         let value = inner.random.draw(Value::random);
         // Made before anything is sent. Wherever this future is dropped, the claim deletes what was set.
         let claim = Arc::new(Claim::new(&inner, &core, &key, value));
-        let attempt = claim.acquire(checked_ttl, max_lifetime).await;
-        let (failure, ballots) = match attempt {
+        let asked = Instant::now();
+        // An attempt that has begun may take as long as a silent master, also at the end of the wait.
+        let wait = left.unwrap_or(Duration::MAX).max(inner.request_timeout);
+        let attempt = claim.acquire(checked_ttl, max_lifetime, wait).await;
+        let (failure, round) = match attempt {
             Err(failed) => failed,
             Ok(round) => {
-                span.record("attempts", attempts);
                 // Here in the engine, so that the lock is kept alive even if the caller is polled late.
                 let guard = match keep_alive {
                     Some(_) => LockGuard::kept_alive(claim, ttl),
@@ -112,27 +127,86 @@ async fn run(
                 return Ok((granted, round));
             }
         };
-        // This queues the deletes, so on each connection they precede the SETs of the next attempt. Before the pause,
-        // so that other clients find the masters free meanwhile.
-        drop(claim);
         let waited = start.elapsed();
+        ballots = round.ballots();
+        let failed = Failed::new(claim, round, &core, asked.elapsed());
         // Made only after a failure, since most locks are granted at once. Boxed, because a value that lives across an
         // await makes every future larger.
         let delays = delays
             .get_or_insert_with(|| Box::new(retry.delays(inner.random.draw(|rng| rng.next_u64()))));
         let Some(delay) = delays.next_after(waited) else {
-            span.record("attempts", attempts);
             let details = failure_of(&key, attempts, waited, ballots);
-            return Err(match failure {
+            let error = match failure {
                 Failure::Taken => LockError::Taken(details),
                 Failure::Unreachable => LockError::Unreachable(details),
                 Failure::TooLate => LockError::TooLate(details),
-            });
+            };
+            return Err((error, Some(failed)));
         };
         tracing::debug!(?failure, %ballots, ?delay, "not granted, waiting");
-        // Boxed, so that the future stays small.
-        Box::pin(sleep(delay)).await;
-        attempts += 1;
+        let pause = sleep(delay);
+        // Boxed for the same reason. The deletes are queued before the pause ends, so on each connection they precede the
+        // SETs of the next attempt.
+        Box::pin(async { futures::join!(failed.undo(), pause) }).await;
+    }
+}
+
+/// Waits in line until the masters have room for another attempt. Returns `false` if `left` passes first.
+async fn get_room(core: &Core, patience: Duration, left: Option<Duration>) -> bool {
+    let mut room = core.masters.room(patience);
+    // Nearly always there is room at once, and then no timer is set.
+    if poll!(&mut room).is_ready() {
+        return true;
+    }
+    match left {
+        None => room.await,
+        Some(left) => return Box::pin(timeout(left, room)).await.is_ok(),
+    }
+    true
+}
+
+/// An attempt that was not granted.
+struct Failed {
+    claim: Arc<Claim>,
+    round: Round,
+    /// How long the replies that made the outcome certain took.
+    took: Duration,
+    /// `shutdown` waits for it.
+    _coming: Coming,
+}
+
+impl Failed {
+    fn new(claim: Arc<Claim>, round: Round, core: &Core, took: Duration) -> Self {
+        Self {
+            claim,
+            round,
+            took,
+            _coming: core.releases.coming(),
+        }
+    }
+
+    /// Deletes what the attempt has set.
+    ///
+    /// Where no master is known to have granted the key, waits first for the replies that are on their way: as long as the
+    /// others took. On a resource that is taken on every master there is then nothing to delete.
+    async fn undo(mut self) {
+        if self
+            .round
+            .ballots()
+            .count(|vote| matches!(vote, Vote::Granted))
+            == 0
+        {
+            self.round.finished(self.took.max(LEAST_GRACE)).await;
+        }
+        // Requests that were not sent leave the line.
+        drop(self.round);
+        drop(self.claim);
+    }
+
+    async fn undo_if_any(failed: Option<Self>) {
+        if let Some(failed) = failed {
+            failed.undo().await;
+        }
     }
 }
 

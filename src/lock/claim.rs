@@ -156,19 +156,21 @@ impl Claim {
         }
     }
 
-    /// Makes one attempt: asks all masters to set the key.
+    /// Makes one attempt: asks all masters to set the key, and waits for the outcome for at most `wait`.
     pub(crate) async fn acquire(
         &self,
         ttl: Ttl,
         max_lifetime: Option<Duration>,
-    ) -> Result<Round, (Failure, Ballots)> {
+        wait: Duration,
+    ) -> Result<Round, (Failure, Round)> {
         // Read before anything is sent: each master starts its ttl after this moment, so no key expires before the ttl
         // has passed since then.
         let start = self.now();
         let valid_until = ttl.valid_until(start);
         let request = Request::acquire(&self.key, &self.value, ttl);
         // Waiting beyond the validity is useless: the lock would be granted too late.
-        let (outcome, round) = self.ask(&request, ttl, start.until(valid_until)).await;
+        let useful_for = start.until(valid_until).min(wait);
+        let (outcome, round) = self.ask(&request, ttl, useful_for).await;
         // The clock, not the timer of the wait: the machine may have been suspended in between.
         if outcome == Outcome::Quorum && self.now() < valid_until {
             let mut lease = self.lease();
@@ -188,7 +190,7 @@ impl Claim {
         } else {
             Failure::Unreachable
         };
-        Err((failure, ballots))
+        Err((failure, round))
     }
 
     /// Asks all masters to extend the key, or to set the key again where it is missing.
@@ -299,21 +301,18 @@ impl Claim {
         let Inner {
             request_timeout,
             drift,
-            clock,
             ..
         } = &*self.inner;
         // Relaxed: `ask` sets the ttl before it sends, and both the sending and the `close` above take the mutex of
         // `dirty`. So every request that was sent has its ttl counted here.
         let ttl = Duration::from_millis(self.longest_ttl.load(Ordering::Relaxed));
         let deletion = Deletion {
-            request: Request::release(slice::from_ref(&self.key), &self.value),
-            deletes: Deletes::new(dirty),
-            // From now and not from the last request: a master may execute a request that is under way as late as now.
-            // The drift, because the master's clock may be slower than ours.
-            gone: clock.now().after(ttl).after(drift.over(ttl)),
-            clock: *clock,
-            patience: *request_timeout,
             key: self.key.clone(),
+            value: self.value.clone(),
+            deletes: Deletes::new(dirty),
+            // With the drift, because the master's clock may be slower than ours.
+            lifetime: ttl + drift.over(ttl),
+            patience: *request_timeout,
         };
         let Core {
             engine,
@@ -330,14 +329,14 @@ impl Claim {
         }
     }
 
-    /// Asks all masters, and waits until the outcome is certain. Waits at most for the request timeout, and not longer
-    /// than `useful_for`.
+    /// Asks all masters, and waits until the outcome is certain; for no longer than the outcome is useful. A master that is
+    /// silent fails before.
     async fn ask(&self, request: &Request, ttl: Ttl, useful_for: Duration) -> (Outcome, Round) {
         let patience = self.inner.request_timeout;
         // Before the request is sent. Relaxed, because the mutex of `dirty` orders this; see `release`.
         self.longest_ttl.fetch_max(ttl.millis(), Ordering::Relaxed);
         let mut round = self.core.masters.ask(request, &self.dirty, patience);
-        let outcome = round.decided(useful_for.min(patience)).await;
+        let outcome = round.decided(useful_for).await;
         (outcome, round)
     }
 

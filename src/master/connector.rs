@@ -11,8 +11,9 @@ use redis::{
 };
 use tokio::sync::Semaphore;
 
-use super::connection::{Command, Connection, External, WhenCallerGone};
-use super::request::scripts;
+use super::connection::{Command, Connection, External, Terms};
+use super::request::{DeleteBy, scripts};
+use super::resolver::Resolver;
 use super::unclosed::{ClientId, Unclosed};
 use crate::address::Address;
 use crate::engine::Engine;
@@ -55,12 +56,17 @@ impl Connector {
     }
 
     /// Opens a connection. [`set_up`](Self::set_up) must follow before the connection is used.
-    pub(crate) async fn open(&self, serial: u64, engine: &Weak<Engine>) -> RedisResult<Connection> {
+    pub(crate) async fn open(
+        &self,
+        terms: Terms,
+        resolver: &Resolver,
+        engine: &Weak<Engine>,
+    ) -> RedisResult<Connection> {
         let client = match self {
             Self::Client(client) => client,
             Self::External(connection) => {
                 let connection = Arc::clone(connection);
-                return Ok(Connection::external(connection, serial, engine));
+                return Ok(Connection::external(connection, terms, engine));
             }
         };
         install_crypto_provider(client);
@@ -69,26 +75,29 @@ impl Connector {
             // it would report a request as failed that may still be executed.
             .set_response_timeout(None)
             .set_connection_timeout(None)
+            .set_dns_resolver(resolver.clone())
             // No limit: where the buffer of the connection is full, a later request could pass an earlier one.
             .set_pipeline_buffer_size(Semaphore::MAX_PERMITS);
         let connection = client
             .get_multiplexed_async_connection_with_config(&config)
             .await?;
-        Ok(Connection::own(connection, serial, engine))
+        Ok(Connection::own(connection, terms, engine))
     }
 
-    /// Sends what a new connection needs before its first request. Returns the id that the master gave the connection,
-    /// or `None` if the user may not ask for it.
-    pub(crate) async fn set_up(&self, connection: &Connection) -> Option<ClientId> {
+    /// Sends what a new connection needs before its first request. Returns what the master tells about itself.
+    pub(crate) async fn set_up(&self, connection: &Connection) -> Greeting {
         match self {
             Self::Client(_) => {
-                let (id, ()) = futures::join!(client_id(connection), load_scripts(connection));
-                id
+                let (greeting, ()) = futures::join!(greet(connection), load_scripts(connection));
+                greeting
             }
             Self::External(_) => {
                 // The first poll queues the commands, ahead of every request. Nobody needs the replies.
                 let _ = load_scripts(connection).now_or_never();
-                None
+                Greeting {
+                    client_id: None,
+                    delete_by: DeleteBy::Script,
+                }
             }
         }
     }
@@ -112,12 +121,25 @@ pub(crate) fn address(client: &Client) -> Address {
     Address::new(text)
 }
 
-/// Asks the master for the id of a connection, and for that of its run.
-async fn client_id(connection: &Connection) -> Option<ClientId> {
+/// What a master tells about itself and a new connection, as far as the user may ask.
+pub(crate) struct Greeting {
+    pub(crate) client_id: Option<ClientId>,
+    pub(crate) delete_by: DeleteBy,
+}
+
+async fn greet(connection: &Connection) -> Greeting {
     let (mut client, mut server) = (redis::cmd("CLIENT"), redis::cmd("INFO"));
     client.arg("INFO");
     server.arg("server");
     let (client, server) = futures::join!(text(connection, client), text(connection, server));
+    Greeting {
+        delete_by: DeleteBy::of_server(server.as_deref().unwrap_or_default()),
+        client_id: client_id(client, server),
+    }
+}
+
+/// The id of the connection, with that of the master's run.
+fn client_id(client: Option<String>, server: Option<String>) -> Option<ClientId> {
     let (client, server) = (client?, server?);
     let id = client
         .split(' ')
@@ -132,7 +154,7 @@ async fn client_id(connection: &Connection) -> Option<ClientId> {
 /// Sends a command. Returns the reply if it is a text.
 async fn text(connection: &Connection, cmd: Cmd) -> Option<String> {
     let command = Command::plain(cmd);
-    let reply = connection.send(command, WhenCallerGone::Skip).await.ok()?;
+    let reply = connection.send_plain(command).await.ok()?;
     String::from_redis_value(reply).ok()
 }
 
@@ -154,7 +176,7 @@ pub(crate) async fn close_earlier(
         let mut kill = redis::cmd("CLIENT");
         kill.arg("KILL").arg("ID").arg(*id);
         // The reply is 1 if the connection was open, and 0 if it was closed before.
-        let killed = connection.send(Command::plain(kill), WhenCallerGone::Skip);
+        let killed = connection.send_plain(Command::plain(kill));
         matches!(killed.await, Ok(Reply::Int(_)))
     }));
     let closed = closed.await;
@@ -169,7 +191,7 @@ async fn load_scripts(connection: &Connection) {
     let load = |script| {
         let mut load = redis::cmd("SCRIPT");
         load.arg("LOAD").arg(script);
-        connection.send(Command::plain(load), WhenCallerGone::Skip)
+        connection.send_plain(Command::plain(load))
     };
     join_all(scripts().map(load)).await;
 }

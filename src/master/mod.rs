@@ -2,54 +2,61 @@
 
 mod connection;
 mod connector;
+mod debts;
 mod link;
+mod load;
 mod reply;
 mod request;
+mod resolver;
 mod unclosed;
+mod window;
 
 use std::fmt;
-use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::{Arc, Weak};
-use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 pub(crate) use self::connection::External;
-use self::connection::{Command, Connection, WhenCallerGone};
+use self::connection::{Command, Connection, Order, Urgency};
 pub(crate) use self::connector::{Connector, address};
+use self::debts::Debts;
+pub(crate) use self::debts::{Debt, Follower};
 use self::link::Link;
+use self::load::Load;
+use self::reply::Next;
 pub(crate) use self::reply::{Answer, HeldKey, Payload};
-use self::reply::{Meaning, Next};
+use self::request::DeleteBy;
 pub(crate) use self::request::{Request, hash_scripts};
 use crate::address::Address;
 use crate::engine::Engine;
 use crate::permit::SendPermit;
+use crate::queue::Line;
 use crate::vote::MasterError;
-
-/// How long a delete that is sent until it is answered waits for the first answer before it is sent again.
-const FIRST_PATIENCE: Duration = Duration::from_millis(500);
-
-/// How long it waits at most. Each wait is twice as long as the one before, so a slow master is not sent ever more deletes.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A master that can be sent requests. Clones share the connection.
 #[derive(Clone)]
 pub(crate) struct Master {
     link: Arc<Link>,
+    debts: Arc<Debts>,
 }
 
 impl Master {
-    /// `timeout` is how long a request may take.
+    /// `silence` is how long the master may send nothing before requests fail. Those who wait in the `line` are woken
+    /// when the master has room for more requests.
     pub(crate) fn new(
         address: Address,
         connector: Connector,
         engine: Weak<Engine>,
-        timeout: Duration,
+        silence: Duration,
+        line: &Arc<Line>,
     ) -> Self {
-        let link = Arc::new(Link::new(address, connector, engine, timeout));
-        Self { link }
+        let load = Load::new(Arc::clone(line));
+        let link = Arc::new(Link::new(address, connector, engine, silence, load));
+        Self {
+            link,
+            debts: Arc::new(Debts::default()),
+        }
     }
 
     pub(crate) fn address(&self) -> &Address {
@@ -59,6 +66,21 @@ impl Master {
     /// The error with which a request would fail at once. Like a request, this makes the master be connected to.
     pub(crate) fn known_failure(&self, patience: Duration) -> Option<MasterError> {
         self.link.known_failure(patience)
+    }
+
+    /// Whether a request would be sent at once.
+    pub(crate) fn has_room(&self) -> bool {
+        self.link.load().has_room()
+    }
+
+    /// The error for a new attempt, if the master cannot keep up with the attempts that it has.
+    pub(crate) fn behind(&self) -> Option<MasterError> {
+        let load = self.link.load();
+        load.is_behind().then(|| {
+            let error = MasterError::Behind(load.requests());
+            self.link.report(&error);
+            error
+        })
     }
 
     /// Logs that no answer came in time, and returns the error that says so.
@@ -79,6 +101,11 @@ impl Master {
         patience: Duration,
     ) -> Answer {
         let answer = self.send(&request, &permit, patience).await;
+        if let (Answer::Failed(MasterError::TimedOut(_)), SendPermit::Delete(..)) =
+            (&answer, &permit)
+        {
+            self.link.mark_unanswered(request.command());
+        }
         match &answer {
             Answer::Failed(error) => self.link.report(error),
             Answer::Granted(_) | Answer::Refused | Answer::Recreated => self.link.report_answer(),
@@ -94,33 +121,25 @@ impl Master {
         answer.unwrap_or_else(|_| Answer::Failed(self.report_timeout(patience)))
     }
 
-    /// Sends a request again and again, over one connection after the other, until there is an answer.
-    ///
-    /// Only for a request that may be executed any number of times.
-    pub(crate) async fn ask_until_answered(
-        &self,
-        request: &Request,
-        permit: &SendPermit,
-    ) -> Answer {
-        let mut patience = FIRST_PATIENCE;
-        loop {
-            self.link.wait_until_up().await;
-            // Nothing is logged: an answer that takes several attempts does not show that the master answers in time.
-            let answer = self.send(request, permit, patience);
-            match timeout(patience, answer).await {
-                Ok(answer) if answer.may_pass() => sleep(patience / 10).await,
-                Ok(answer) => return answer,
-                Err(_) => {}
-            }
-            patience = (patience * 2).min(LONGEST_PATIENCE);
-        }
-    }
-
     /// Sends a request and waits for the answer.
     ///
     /// Nearly every request finds an open connection, and is answered over it. What is needed otherwise is boxed, so that
     /// the future stays small: there is one for every master and request.
     async fn send(&self, request: &Request, permit: &SendPermit, patience: Duration) -> Answer {
+        if let Some(command) = request.plain_delete(self.link.delete_by())
+            && let Some(connection) = self.link.open_connection()
+        {
+            match self.send_on(connection, request, command, permit).await {
+                // The user may not use the command, or a proxy does not know it. The script may be allowed.
+                Next::Answer(Answer::Failed(
+                    MasterError::Forbidden(_) | MasterError::Server(_),
+                )) => {
+                    self.link.set_delete_by(DeleteBy::Script);
+                }
+                Next::Answer(answer) => return answer,
+                Next::SendText | Next::Reconnect(_) => {}
+            }
+        }
         let mut command = request.command();
         if let Some(connection) = self.link.open_connection() {
             let next = self.send_on(connection, request, Arc::clone(&command), permit);
@@ -145,13 +164,7 @@ impl Master {
         // Each way out is tried once, so a master that always replies the same cannot keep this loop busy.
         let (mut may_reconnect, mut is_text) = (true, false);
         loop {
-            let connection = match permit {
-                SendPermit::Delete(..) => self.link.connection_for_delete(patience).await,
-                SendPermit::ReadOnly | SendPermit::Write(..) => {
-                    self.link.connection(patience).await
-                }
-            };
-            let connection = match connection {
+            let connection = match self.connection(permit, patience).await {
                 Ok(connection) => connection,
                 // Nothing was sent. This says nothing of requests that were sent before, so nothing is recorded.
                 Err(error) => return Answer::Failed(error),
@@ -173,7 +186,27 @@ impl Master {
         }
     }
 
-    /// Sends a command over a connection, and records in the permit what the request has done.
+    /// Waits for a connection, at most `patience`.
+    async fn connection(
+        &self,
+        permit: &SendPermit,
+        patience: Duration,
+    ) -> Result<Connection, MasterError> {
+        // Counted as if it were sent: there is room for so many when the master is connected.
+        let _ticket = self.link.load().enter();
+        let connection = async {
+            match permit {
+                SendPermit::Delete(..) => self.link.connection_for_delete(patience).await,
+                SendPermit::ReadOnly | SendPermit::Write(..) => {
+                    self.link.connection(patience).await
+                }
+            }
+        };
+        let connection = timeout(patience, connection).await;
+        connection.unwrap_or(Err(MasterError::TimedOut(patience)))
+    }
+
+    /// Sends a command over a connection.
     async fn send_on(
         &self,
         connection: Connection,
@@ -181,29 +214,19 @@ impl Master {
         command: Arc<Command>,
         permit: &SendPermit,
     ) -> Next {
-        let serial = connection.serial();
-        let when_caller_gone = match permit {
-            SendPermit::Delete(..) => WhenCallerGone::Send,
-            SendPermit::ReadOnly | SendPermit::Write(..) => WhenCallerGone::Skip,
+        let kind = request.kind();
+        let urgency = match permit {
+            SendPermit::Delete(..) => Urgency::Delete,
+            SendPermit::Write(..) if kind.is_attempt() => Urgency::Attempt,
+            SendPermit::ReadOnly | SendPermit::Write(..) => Urgency::Held,
         };
-        let mut exchange = pin!(self.link.exchange(connection, command, when_caller_gone));
-        // Read after the connection was taken: the link sets this before it offers a new connection.
-        let latest_unclosed = self.link.latest_unclosed();
-        // The first poll queues the command. It is made by the permit, in the same step as the check: between the two
-        // another thread could close the permit and queue a delete.
-        let first_poll = poll_fn(|cx| {
-            let send = || exchange.as_mut().poll(cx);
-            Poll::Ready(permit.send(serial, latest_unclosed, send))
-        });
-        let reply = match first_poll.await {
-            None => return Next::Answer(Answer::NotNeeded),
-            Some(Poll::Ready(reply)) => reply,
-            Some(Poll::Pending) => exchange.await,
+        let order = Order {
+            command,
+            kind: Some(kind),
+            permit: permit.clone(),
+            urgency,
         };
-        // When this future is dropped before, nothing is recorded: the request counts as one that may be executed later.
-        let Meaning { next, effect } = Meaning::of(request.kind(), reply);
-        permit.record(effect);
-        next
+        Next::after(kind, self.link.exchange(connection, order).await)
     }
 }
 

@@ -68,6 +68,8 @@ struct Parts {
     content: Content,
     /// What is sent first: a plain command, or a script by its hash.
     command: Arc<Command>,
+    /// The same delete as a plain command, for masters that have one. Made when a master first needs it.
+    plain_deletes: [OnceLock<Arc<Command>>; 2],
 }
 
 /// What is asked for.
@@ -89,6 +91,38 @@ pub(crate) enum Kind {
     Inspect,
 }
 
+/// How a master deletes a key only if it has our value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DeleteBy {
+    /// By a script, which every master knows.
+    Script,
+    /// By `DELIFEQ key value` of Valkey 9.
+    DelIfEq,
+    /// By `DELEX key IFEQ value` of Redis 8.4.
+    DelEx,
+}
+
+impl DeleteBy {
+    /// What a server with this `INFO server` can do. A plain command costs the server a seventh of the script.
+    pub(crate) fn of_server(info: &str) -> Self {
+        let version = |name: &str| {
+            let line = info.lines().find_map(|line| line.strip_prefix(name))?;
+            let mut numbers = line
+                .split('.')
+                .map(|number| number.trim().parse::<u32>().ok());
+            Some((numbers.next()??, numbers.next()??))
+        };
+        if version("valkey_version:").is_some_and(|version| version >= (9, 0)) {
+            Self::DelIfEq
+        // Valkey shows the version of Redis that it is compatible with, too.
+        } else if version("redis_version:").is_some_and(|version| version >= (8, 4)) {
+            Self::DelEx
+        } else {
+            Self::Script
+        }
+    }
+}
+
 /// How a script is named in a command.
 #[derive(Clone, Copy)]
 enum ScriptBy {
@@ -97,6 +131,11 @@ enum ScriptBy {
 }
 
 impl Kind {
+    /// Whether the request is a new attempt to get a lock.
+    pub(crate) fn is_attempt(self) -> bool {
+        matches!(self, Self::Acquire(_))
+    }
+
     /// The script of a request; `None` for a plain command.
     fn script(self) -> Option<&'static Lua> {
         match self {
@@ -136,7 +175,11 @@ impl Request {
             value: value.cloned(),
         };
         let command = content.command(ScriptBy::Hash);
-        Self(Arc::new(Parts { content, command }))
+        Self(Arc::new(Parts {
+            content,
+            command,
+            plain_deletes: Default::default(),
+        }))
     }
 
     pub(crate) fn kind(&self) -> Kind {
@@ -146,6 +189,29 @@ impl Request {
     /// What is sent first: a plain command, or a script by its hash.
     pub(crate) fn command(&self) -> Arc<Command> {
         Arc::clone(&self.0.command)
+    }
+
+    /// The request as a plain command, if it is a delete that a master can do so.
+    pub(crate) fn plain_delete(&self, delete_by: DeleteBy) -> Option<Arc<Command>> {
+        let place = match (self.kind(), delete_by) {
+            (Kind::Release, DeleteBy::DelIfEq) => 0,
+            (Kind::Release, DeleteBy::DelEx) => 1,
+            _ => return None,
+        };
+        let content = &self.0.content;
+        let [key] = &*content.keys else { return None };
+        let value = content.value.as_ref()?;
+        let command = self.0.plain_deletes[place].get_or_init(|| {
+            let mut cmd = Cmd::with_capacity(4, key.as_bytes().len() + 64);
+            match delete_by {
+                DeleteBy::DelEx => cmd.arg("DELEX").arg(key.as_bytes()).arg("IFEQ"),
+                _ => cmd.arg("DELIFEQ").arg(key.as_bytes()),
+            };
+            cmd.arg(value.as_str());
+            let value = content.value.clone();
+            Arc::new(Command { cmd, value })
+        });
+        Some(Arc::clone(command))
     }
 
     /// The script with its text, for a master that does not know the hash. The master keeps the script from then on.

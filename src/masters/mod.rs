@@ -9,22 +9,31 @@ use futures::future::join_all;
 
 pub(crate) use self::round::{Round, is_quorum};
 use crate::address::Address;
-use crate::master::{Answer, HeldKey, Master, Payload, Request};
+use crate::master::{Answer, Debt, HeldKey, Master, Payload, Request};
 use crate::permit::{Deletes, DirtyMasters, SendPermit};
 use crate::protocol::quorum::quorum;
+use crate::queue::Line;
 use crate::vote::{Ballots, KeyState, MasterError, MasterView, Vote};
 
 /// The masters, in the order in which the user named them.
-#[derive(Clone, Debug)]
-pub(crate) struct Masters(Arc<[Master]>);
+#[derive(Clone)]
+pub(crate) struct Masters {
+    all: Arc<[Master]>,
+    /// The attempts that wait until the masters have room.
+    line: Arc<Line>,
+}
 
 impl Masters {
-    pub(crate) fn new(masters: Vec<Master>) -> Self {
-        Self(masters.into())
+    /// `line` is the one that the masters were made with.
+    pub(crate) fn new(masters: Vec<Master>, line: Arc<Line>) -> Self {
+        Self {
+            all: masters.into(),
+            line,
+        }
     }
 
     pub(crate) fn count(&self) -> usize {
-        self.0.len()
+        self.all.len()
     }
 
     /// Sends a request to every master at once. Records in `dirty` which masters may hold a key from it.
@@ -37,7 +46,7 @@ impl Masters {
         dirty: &Arc<DirtyMasters>,
         patience: Duration,
     ) -> Round {
-        let failures = self.0.iter().map(|it| it.known_failure(patience));
+        let failures = self.all.iter().map(|it| it.known_failure(patience));
         let failures = failures
             .enumerate()
             .filter_map(|(master, it)| Some((master, it?)));
@@ -46,8 +55,33 @@ impl Masters {
         if self.count() - failures.len() < quorum(self.count()) {
             return Round::decided_by(self, failures);
         }
-        let permit = |master| Some(SendPermit::Write(Arc::clone(dirty), master));
-        self.round(request, permit, patience)
+        let is_attempt = request.kind().is_attempt();
+        let ask = |place, master: &Master| {
+            if is_attempt && let Some(error) = master.behind() {
+                return Err(Answer::Failed(error));
+            }
+            let permit = SendPermit::Write(Arc::clone(dirty), place);
+            Ok(master.clone().ask(request.clone(), permit, patience))
+        };
+        Round::begin(self, ask)
+    }
+
+    /// Waits in line until a quorum of the masters would be sent a request at once, or so many masters are known to fail
+    /// that there is nothing to wait for.
+    pub(crate) fn room(&self, patience: Duration) -> impl Future<Output = ()> + '_ {
+        self.line.wait(move || {
+            let usable = self
+                .all
+                .iter()
+                .filter(|it| it.known_failure(patience).is_none());
+            let (mut usable_count, mut with_room) = (0, 0);
+            for master in usable {
+                usable_count += 1;
+                with_room += usize::from(master.has_room());
+            }
+            let quorum = quorum(self.count());
+            usable_count < quorum || with_room >= quorum
+        })
     }
 
     /// Sends a delete to every master that may hold a key. The other masters count as holding none.
@@ -57,27 +91,24 @@ impl Masters {
         deletes: &Arc<Deletes>,
         patience: Duration,
     ) -> Round {
-        let permit = |master| {
-            deletes.dirty(master)?;
-            Some(SendPermit::Delete(Arc::clone(deletes), master))
+        let ask = |place, master: &Master| {
+            if deletes.dirty(place).is_none() {
+                return Err(Answer::HoldsNothing);
+            }
+            let permit = SendPermit::Delete(Arc::clone(deletes), place);
+            Ok(master.clone().ask(request.clone(), permit, patience))
         };
-        self.round(request, permit, patience)
+        Round::begin(self, ask)
     }
 
-    /// Sends a delete to one master again and again until the master answers.
-    pub(crate) async fn delete_until_answered(
-        &self,
-        master: usize,
-        request: &Request,
-        deletes: &Arc<Deletes>,
-    ) -> Answer {
-        let permit = SendPermit::Delete(Arc::clone(deletes), master);
-        self.0[master].ask_until_answered(request, &permit).await
+    /// Has one master delete a key until it has answered.
+    pub(crate) fn owe(&self, debt: Debt) {
+        self.all[debt.place].owe(debt);
     }
 
     /// The votes where every master failed with the same error.
     pub(crate) fn all_failed(&self, error: &MasterError) -> Ballots {
-        let votes = self.0.iter().map(|master| {
+        let votes = self.all.iter().map(|master| {
             let vote = Vote::Failed(error.clone());
             (master.address().clone(), vote)
         });
@@ -86,7 +117,7 @@ impl Masters {
 
     /// The views where every master failed with the same error.
     pub(crate) fn all_unreachable(&self, error: &MasterError) -> Vec<MasterView> {
-        let views = self.0.iter().map(|master| {
+        let views = self.all.iter().map(|master| {
             let answer = Answer::Failed(error.clone());
             view(master.address(), answer)
         });
@@ -95,24 +126,11 @@ impl Masters {
 
     /// Asks every master for a key, and waits for all of them; for each at most `patience`.
     pub(crate) async fn inspect(&self, request: &Request, patience: Duration) -> Vec<MasterView> {
-        let views = self.0.iter().map(async |master| {
+        let views = self.all.iter().map(async |master| {
             let answer = master.inspect(request, patience).await;
             view(master.address(), answer)
         });
         join_all(views).await
-    }
-
-    fn round(
-        &self,
-        request: &Request,
-        permit: impl Fn(usize) -> Option<SendPermit>,
-        patience: Duration,
-    ) -> Round {
-        let ask = |place, master: &Master| match permit(place) {
-            Some(permit) => Ok(master.clone().ask(request.clone(), permit, patience)),
-            None => Err(Answer::HoldsNothing),
-        };
-        Round::begin(self, patience, ask)
     }
 }
 

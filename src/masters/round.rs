@@ -24,8 +24,6 @@ pub(crate) fn is_quorum(ballots: &Ballots, kind: impl Fn(&Vote) -> bool) -> bool
 pub(crate) struct Round {
     masters: Masters,
     answers: Arc<Mutex<Answers>>,
-    /// How long a master may take to answer.
-    patience: Duration,
     /// The requests that have no answer yet; `None` when each has one.
     unanswered: Option<JoinAll<BoxFuture<'static, ()>>>,
 }
@@ -56,35 +54,37 @@ impl Round {
     /// not asked.
     pub(super) fn begin<F>(
         masters: &Masters,
-        patience: Duration,
         ask: impl Fn(usize, &Master) -> Result<F, Answer>,
     ) -> Self
     where
         F: Future<Output = Answer> + Send + 'static,
     {
         let answers = Arc::new(Mutex::new(Answers::new(masters.count())));
-        let requests = masters.0.iter().enumerate().filter_map(|(place, master)| {
-            let request = match ask(place, master) {
-                Ok(request) => request,
-                Err(answer) => {
-                    lock(&answers).add(place, answer);
-                    return None;
-                }
-            };
-            let answers = Arc::clone(&answers);
-            // Boxed, because the future is large and `join_all` moves it.
-            Some(
-                request
-                    .map(move |answer| lock(&answers).add(place, answer))
-                    .boxed(),
-            )
-        });
+        let asked = masters
+            .all
+            .iter()
+            .enumerate()
+            .filter_map(|(place, master)| {
+                let answer = match ask(place, master) {
+                    Ok(answer) => answer,
+                    Err(answer) => {
+                        lock(&answers).add(place, answer);
+                        return None;
+                    }
+                };
+                let answers = Arc::clone(&answers);
+                // Boxed, because the future is large and `join_all` moves it.
+                Some(
+                    answer
+                        .map(move |answer| lock(&answers).add(place, answer))
+                        .boxed(),
+                )
+            });
         Self {
             // Polls the requests in the order of the masters, so a simulation repeats itself.
-            unanswered: Some(join_all(requests)),
+            unanswered: Some(join_all(asked)),
             masters: masters.clone(),
             answers,
-            patience,
         }
     }
 
@@ -97,7 +97,6 @@ impl Round {
         Self {
             masters: masters.clone(),
             answers: Arc::new(Mutex::new(answers)),
-            patience: Duration::ZERO,
             unanswered: None,
         }
     }
@@ -158,7 +157,7 @@ impl Round {
             .received
             .iter()
             .map(|answer| answer.clone().map_or(Vote::NotNeeded, Vote::from));
-        let masters = self.masters.0.iter().map(|it| it.address().clone());
+        let masters = self.masters.all.iter().map(|it| it.address().clone());
         Ballots::new(masters.zip(votes))
     }
 
@@ -188,15 +187,9 @@ impl Round {
         // Dropped first: an answer that is added later would be counted twice.
         self.unanswered = None;
         let mut answers = lock(&self.answers);
-        for (place, master) in self.masters.0.iter().enumerate() {
+        for place in 0..answers.received.len() {
             if answers.received[place].is_none() {
-                // A master that had less time than its requests may take is not reported as failing.
-                let error = if after < self.patience {
-                    MasterError::TimedOut(after)
-                } else {
-                    master.report_timeout(after)
-                };
-                answers.add(place, Answer::Failed(error));
+                answers.add(place, Answer::Failed(MasterError::TimedOut(after)));
             }
         }
         answers.tally.outcome()

@@ -354,7 +354,7 @@ async fn a_master_that_hangs_until_its_connection_is_given_up_is_warned_of_once(
 }
 
 #[tokio::test]
-async fn a_master_that_is_always_too_late_is_warned_of_once() {
+async fn a_master_that_is_always_late_is_warned_of_a_few_times() {
     let masters = Masters::start(3).with_proxies([0]);
     let proxy = masters.proxy(0);
     let dlm = builder(&masters).request_timeout(100 * MS).build().unwrap();
@@ -365,9 +365,9 @@ async fn a_master_that_is_always_too_late_is_warned_of_once() {
     while start.elapsed() < 1_000 * MS {
         use_often(&dlm).await;
     }
-    let [warnings, infos] = ["WARN", "INFO"].map(|level| of_level(&logs, level));
-    assert_eq!(warnings.len(), 1, "{warnings:#?}");
-    assert!(infos.is_empty(), "{infos:#?}");
+    // While replies keep coming it is not silent, and between two bursts it is.
+    let warnings = of_level(&logs, "WARN");
+    assert!((1..=5).contains(&warnings.len()), "{warnings:#?}");
     proxy.resume();
     answers_again(&dlm, &logs).await;
 }
@@ -468,21 +468,27 @@ async fn a_master_that_forbids_scripts_is_warned_of_once() {
 }
 
 #[tokio::test]
-async fn a_background_release_that_no_master_confirmed_in_time_is_warned_of() {
+async fn background_releases_that_a_master_did_not_confirm_in_time_are_warned_of_once_with_their_number() {
     let mut masters = Masters::start(3);
     let dlm = client(&masters);
-    let resource = unique("resource");
-    let guard = dlm.lock(&resource, Duration::from_secs(2)).await.unwrap();
-    masters.eventually_hold(&guard).await;
+    let mut guards = Vec::new();
+    for _ in 0..5 {
+        let guard = dlm.lock(unique("resource"), Duration::from_secs(2)).await;
+        guards.push(guard.unwrap());
+    }
+    for guard in &guards {
+        masters.eventually_hold(guard).await;
+    }
     let logs = Logs::capture();
     masters[0].kill();
-    drop(guard);
-    let unconfirmed = || lines(&logs, "WARN", "could not be confirmed");
+    drop(guards);
+    let unconfirmed = || lines(&logs, "WARN", "did not confirm");
     let warned = async || !unconfirmed().is_empty();
     eventually_async("it is warned of", LONG, warned).await;
     let warnings = unconfirmed();
     assert_eq!(warnings.len(), 1, "{warnings:#?}");
-    assert!(warnings[0].contains(&resource), "{warnings:?}");
+    assert!(warnings[0].contains(&masters[0].addr()), "{warnings:?}");
+    assert!(warnings[0].contains("keys=5"), "{warnings:?}");
     assert!(warnings[0].contains("ttl"), "{warnings:?}");
 }
 
@@ -500,7 +506,7 @@ async fn a_background_release_that_a_master_confirmed_late_is_not_warned_of() {
     assert_eq!(dlm.shutdown(LONG).await, 0);
     assert!(masters[0].keys().is_empty());
     let text = logs.text();
-    assert!(!text.contains("could not be confirmed"), "{text}");
+    assert!(!text.contains("did not confirm"), "{text}");
 }
 
 #[tokio::test]
@@ -516,6 +522,6 @@ async fn a_release_that_was_waited_for_goes_on_in_the_background_and_warns_too()
         matches!(released, Err(ReleaseError::Unconfirmed { .. })),
         "{released:?}"
     );
-    let warned = async || !lines(&logs, "WARN", "could not be confirmed").is_empty();
+    let warned = async || !lines(&logs, "WARN", "did not confirm").is_empty();
     eventually_async("it is warned of", LONG, warned).await;
 }

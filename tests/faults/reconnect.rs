@@ -395,7 +395,7 @@ async fn one_connection_is_left_after_a_hang() {
 /// Were it executed, nobody would delete the key: that has been seen to before, over the new connection.
 #[tokio::test]
 async fn a_request_that_arrives_after_a_new_connection_is_refused() {
-    const LATE: Duration = Duration::from_secs(3);
+    const LATE: Duration = Duration::from_secs(8);
     let client = Client::start(Fault::Hung);
     client.third_votes_within(LONG).await;
     client.network().delay(LATE);

@@ -381,7 +381,7 @@ async fn work_under_a_lock_can_be_spawned() {
     assert!(borrows_nothing.await.unwrap().unwrap());
     let moved = moves_its_state.await.unwrap().unwrap();
     assert!(Arc::ptr_eq(&moved, &state) && state.load(Ordering::SeqCst));
-    assert_eq!(of_a_request.await.unwrap().unwrap().len(), 40);
+    assert_eq!(of_a_request.await.unwrap().unwrap().len(), 27);
     drives.await.unwrap().unwrap();
     is_free(&dlm, &masters).await;
 }

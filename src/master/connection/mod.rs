@@ -6,16 +6,24 @@
 
 mod external;
 mod own;
+mod serve;
 
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, RedisError, Value as Reply};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 pub(crate) use self::external::External;
+pub(crate) use self::serve::Terms;
+use super::load::{Load, Ticket};
+use super::reply::effect;
+use super::request::Kind;
 use crate::engine::Engine;
+use crate::permit::SendPermit;
 use crate::protocol::value::Value;
 
 /// The queue to an open connection. Clones share the queue.
@@ -23,6 +31,7 @@ use crate::protocol::value::Value;
 pub(crate) struct Connection {
     serial: u64,
     queue: mpsc::UnboundedSender<Queued>,
+    load: Arc<Load>,
 }
 
 /// A command, and the value of the lock that it is about.
@@ -41,26 +50,44 @@ pub(crate) enum SendError {
         /// connection ended.
         is_certain: bool,
     },
+    /// The command was not sent: it is no longer permitted.
+    NotPermitted,
+    /// The master has sent nothing for this long. The command may have been executed, or may be executed later.
+    Silent(Duration),
     /// The connection broke. The command may have been executed.
     Broken(RedisError),
     /// The master replied with an error. Or an external connection returned an error of its own.
     Replied(RedisError),
 }
 
-/// Whether a queued command is still sent when its caller has dropped the future.
+/// Which commands are sent first, where not all can be sent at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum WhenCallerGone {
-    /// The command is not sent.
-    Skip,
-    /// The command is sent: it deletes what an earlier command has set.
-    Send,
+pub(crate) enum Urgency {
+    /// A question whether the master lives, or what a new connection needs: waits for nothing, and is sent also when its
+    /// caller has dropped the future.
+    Ping,
+    /// A delete: sent also when its caller has dropped the future, because it deletes what an earlier command has set.
+    Delete,
+    /// An extension, or a question.
+    Held,
+    /// A new attempt: comes last, so that what is held is kept and given back.
+    Attempt,
 }
 
 /// A command in the queue.
 struct Queued {
     command: Arc<Command>,
-    when_caller_gone: WhenCallerGone,
-    reply: oneshot::Sender<Result<Reply, SendError>>,
+    /// `None` if the command is no request of a lock.
+    kind: Option<Kind>,
+    permit: SendPermit,
+    urgency: Urgency,
+    queued: Instant,
+    /// Whether the permit counts the command as sent.
+    is_sent: bool,
+    /// `None` once the caller has been told.
+    reply: Option<oneshot::Sender<Result<Reply, SendError>>>,
+    /// Counts the command until it is answered, or leaves the line.
+    _ticket: Ticket,
 }
 
 impl Command {
@@ -70,24 +97,46 @@ impl Command {
     }
 }
 
+/// A command to be sent, and the conditions.
+pub(crate) struct Order {
+    pub(crate) command: Arc<Command>,
+    pub(crate) kind: Option<Kind>,
+    pub(crate) permit: SendPermit,
+    pub(crate) urgency: Urgency,
+}
+
+impl Order {
+    /// A command that is about no lock, and is sent ahead of all others.
+    pub(crate) fn plain(command: Arc<Command>) -> Self {
+        Self {
+            command,
+            kind: None,
+            permit: SendPermit::ReadOnly,
+            urgency: Urgency::Ping,
+        }
+    }
+}
+
 impl Connection {
     /// A connection that this crate has opened.
     pub(crate) fn own(
         connection: MultiplexedConnection,
-        serial: u64,
+        terms: Terms,
         engine: &Weak<Engine>,
     ) -> Self {
-        Self::served_by(serial, engine, |queue| own::serve(connection, queue))
+        Self::served_by(terms, engine, |terms, queue| {
+            serve::serve(own::Own(connection), terms, queue)
+        })
     }
 
     /// A connection that the user has handed in.
     pub(crate) fn external(
         connection: Arc<dyn External>,
-        serial: u64,
+        terms: Terms,
         engine: &Weak<Engine>,
     ) -> Self {
-        Self::served_by(serial, engine, |queue| {
-            external::dispatch(connection, queue)
+        Self::served_by(terms, engine, |terms, queue| {
+            serve::serve(external::Turns::new(connection), terms, queue)
         })
     }
 
@@ -96,20 +145,25 @@ impl Connection {
     /// It is a job, and not a task of its own, because the engine polls a job only after all other jobs that can
     /// proceed. So the commands of these jobs are written together.
     fn served_by<J>(
-        serial: u64,
+        terms: Terms,
         engine: &Weak<Engine>,
-        job: impl FnOnce(mpsc::UnboundedReceiver<Queued>) -> J,
+        job: impl FnOnce(Terms, mpsc::UnboundedReceiver<Queued>) -> J,
     ) -> Self
     where
         J: Future<Output = ()> + Send + 'static,
     {
         // Unbounded: a full queue would make senders wait, and let a later command come in before an earlier one.
         let (queue, received) = mpsc::unbounded_channel();
+        let (serial, load) = (terms.serial, Arc::clone(&terms.load));
         // Without an engine the receiver is dropped here, and every send fails.
         if let Some(engine) = engine.upgrade() {
-            engine.spawn(job(received));
+            engine.spawn(job(terms, received));
         }
-        Self { serial, queue }
+        Self {
+            serial,
+            queue,
+            load,
+        }
     }
 
     /// The number of this connection among all connections to its master, from 1. A later connection has a greater one.
@@ -120,40 +174,68 @@ impl Connection {
     /// Sends a command and waits for the reply.
     ///
     /// The first poll queues the command. When the future is dropped after that, the outcome is unknown.
-    pub(crate) async fn send(
-        &self,
-        command: Arc<Command>,
-        when_caller_gone: WhenCallerGone,
-    ) -> Result<Reply, SendError> {
+    pub(crate) async fn send(&self, order: Order) -> Result<Reply, SendError> {
         let (reply, received) = oneshot::channel();
+        let Order {
+            command,
+            kind,
+            permit,
+            urgency,
+        } = order;
         let queued = Queued {
             command,
-            when_caller_gone,
-            reply,
+            kind,
+            permit,
+            urgency,
+            queued: Instant::now(),
+            is_sent: false,
+            reply: Some(reply),
+            _ticket: self.load.enter(),
         };
         if self.queue.send(queued).is_err() {
-            return Err(SendError::Unsent {
-                error: closed(),
-                // The command has never been in the queue.
-                is_certain: true,
-            });
+            return Err(SendError::unsent());
         }
         let reply = received.await;
         // The job that serves the queue was dropped. It may have sent the command before.
         reply.unwrap_or_else(|_| Err(SendError::Broken(closed())))
     }
+
+    /// Sends a command that is about no lock, ahead of all others.
+    pub(crate) async fn send_plain(&self, command: Arc<Command>) -> Result<Reply, SendError> {
+        self.send(Order::plain(command)).await
+    }
 }
 
 impl Queued {
-    /// Whether the command is left out: its caller has gone, and it deletes nothing.
+    /// Whether the command is left out: its caller has gone, and nobody else needs it.
     fn is_skipped(&self) -> bool {
-        // The caller may go just after this. Then the command is sent, and the delete that is queued behind it follows.
-        self.when_caller_gone == WhenCallerGone::Skip && self.reply.is_closed()
+        self.is_caller_gone() && matches!(self.urgency, Urgency::Held | Urgency::Attempt)
     }
 
-    fn answer(self, reply: Result<Reply, SendError>) {
-        // Fails if the caller has gone.
-        let _ = self.reply.send(reply);
+    /// Whether nobody waits for the reply.
+    fn is_caller_gone(&self) -> bool {
+        self.reply.as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+
+    /// Records what the command has done, and passes the reply on.
+    fn answer(mut self, reply: Result<Reply, SendError>) {
+        if let (Some(kind), true) = (self.kind, self.is_sent) {
+            // Here and not where the caller waits: the caller may be gone.
+            self.permit.record(effect(kind, &reply));
+        }
+        self.tell(reply);
+    }
+
+    /// Tells the caller that the master has been silent for that long. The command may still be executed.
+    fn give_up(&mut self, silence: Duration) {
+        self.tell(Err(SendError::Silent(silence)));
+    }
+
+    fn tell(&mut self, reply: Result<Reply, SendError>) {
+        if let Some(caller) = self.reply.take() {
+            // Fails if the caller has gone.
+            let _ = caller.send(reply);
+        }
     }
 }
 
@@ -173,8 +255,12 @@ impl SendError {
         }
     }
 
-    fn is_replied(&self) -> bool {
-        matches!(self, Self::Replied(_))
+    /// The connection had ended before the command was taken out of the line.
+    fn unsent() -> Self {
+        Self::Unsent {
+            error: closed(),
+            is_certain: true,
+        }
     }
 }
 

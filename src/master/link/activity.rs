@@ -5,10 +5,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A health check begins when a request is sent while an earlier one has had no reply for this long. Longer than a round
-/// trip in any sane network, and short enough that a master that hangs is replaced within half a second.
-pub(super) const PING_AFTER: Duration = Duration::from_millis(300);
-
 /// A master that no request has needed for this long is not connected to again. The next request does so.
 pub(super) const DISCONNECT_UNUSED_AFTER: Duration = Duration::from_secs(10);
 
@@ -16,7 +12,7 @@ pub(super) const DISCONNECT_UNUSED_AFTER: Duration = Duration::from_secs(10);
 ///
 /// `Relaxed` is enough for all of them: each stands for itself and guards no other memory. A task that reads an old time
 /// starts a ping or gives up a connection a moment too early or too late, which is no harm.
-pub(super) struct Activity {
+pub(crate) struct Activity {
     created: Instant,
     /// When the oldest request without a reply was sent; 0: each has one. Any reply counts as the reply to all of them,
     /// since it shows that the master is alive.
@@ -30,7 +26,7 @@ pub(super) struct Activity {
 }
 
 impl Activity {
-    pub(super) fn new() -> Self {
+    pub(in crate::master) fn new() -> Self {
         Self {
             created: Instant::now(),
             unanswered_since: AtomicU64::new(0),
@@ -40,15 +36,16 @@ impl Activity {
         }
     }
 
-    /// A request is sent. Returns whether the caller has to start a health check.
-    pub(super) fn mark_sent(&self) -> bool {
+    /// A request is queued. Returns whether the caller has to start a health check, because an earlier request has had no
+    /// reply for longer than `ping_after`.
+    pub(super) fn mark_sent(&self, ping_after: Duration) -> bool {
         let now = self.now();
         let since = &self.unanswered_since;
         let Err(since) = since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed)
         else {
             return false;
         };
-        let is_silent = now.saturating_sub(since) > millis(PING_AFTER);
+        let is_silent = now.saturating_sub(since) > millis(ping_after);
         // Of several tasks, only the one whose swap returns `false` starts the health check.
         is_silent && !self.is_checking.swap(true, Ordering::Relaxed)
     }
@@ -58,7 +55,7 @@ impl Activity {
     }
 
     /// The master has replied, in time or not.
-    pub(super) fn mark_alive(&self) {
+    pub(in crate::master) fn mark_alive(&self) {
         self.unanswered_since.store(0, Ordering::Relaxed);
     }
 

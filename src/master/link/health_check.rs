@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use tokio::time::{sleep, timeout};
 
-use super::Link;
-use super::activity::{DISCONNECT_UNUSED_AFTER, PING_AFTER};
+use super::activity::DISCONNECT_UNUSED_AFTER;
 use super::reconnector::Reconnector;
 use super::state::Event;
-use crate::master::connection::{Command, Connection, WhenCallerGone};
+use super::{Link, PING_AFTER};
+use crate::master::connection::{Command, Connection, Order};
 use crate::master::reply::Sign;
 use crate::vote::MasterError;
 
@@ -31,15 +31,15 @@ impl HealthCheck {
     pub(super) async fn run(self, connection: Connection) {
         let Self(reconnector) = &self;
         let link = reconnector.link();
-        let ping = link.exchange(connection.clone(), ping(), WhenCallerGone::Skip);
-        // Any reply will do, also an error: `exchange` has passed on what it says about the connection.
+        let ping = link.exchange(connection.clone(), Order::plain(ping()));
+        // Any reply will do, and an error too: the exchange has told the link what it means.
         if timeout(link.ping_timeout(), ping).await.is_ok() {
             return;
         }
         if link.on(Event::PingTimedOut(connection.serial())) {
             // Before the next await: this task may be dropped there, and must not leave the state `Hung`.
             reconnector.set_owns_state(true);
-            link.report(&MasterError::Hung(link.silence()));
+            link.report(&MasterError::Hung(link.hung_after()));
             self.replace(connection).await;
         }
     }
@@ -84,7 +84,7 @@ impl HealthCheck {
 /// Waits for a sign of life. Returns `false` if the connection breaks instead.
 async fn comes_back(hung: &Connection) -> bool {
     loop {
-        let reply = hung.send(ping(), WhenCallerGone::Skip).await;
+        let reply = hung.send_plain(ping()).await;
         match Sign::of(&reply) {
             Sign::Alive => return true,
             Sign::Broken => return false,

@@ -17,19 +17,27 @@ use std::time::Duration;
 use redis::Value as Reply;
 use tokio::time::Instant;
 
-use self::activity::{Activity, PING_AFTER};
+pub(super) use self::activity::Activity;
 use self::health_check::HealthCheck;
 use self::log::Logged;
 use self::reconnector::Reconnector;
 use self::state::{Event, State, Transition};
-use super::connection::{Command, Connection, SendError, WhenCallerGone};
+use super::connection::{Command, Connection, Order, SendError, Terms};
 use super::connector::Connector;
+use super::load::Load;
 use super::reply::Sign;
+use super::request::DeleteBy;
+use super::resolver::Resolver;
 use super::unclosed::Unclosed;
 use crate::address::Address;
 use crate::engine::Engine;
-use crate::sync::FairWatch;
+use crate::sync::{FairWatch, lock};
 use crate::vote::MasterError;
+
+/// A health check begins when a request is queued while an earlier one has had no reply for this long. Longer than a round
+/// trip in any sane network, and short enough that a master that hangs is replaced within half a second. Longer where
+/// requests may take longer.
+pub(super) const PING_AFTER: Duration = Duration::from_millis(300);
 
 /// A master that has not answered a ping for this long hangs. Longer where connecting may take longer.
 const PING_TIMEOUT: Duration = Duration::from_millis(200);
@@ -47,36 +55,62 @@ pub(crate) struct Link {
     /// Serves the connections. It is gone when the client has been dropped.
     engine: Weak<Engine>,
     connect_timeout: Duration,
+    /// A request fails when the master has been silent for this long.
+    silence: Duration,
+    load: Arc<Load>,
+    resolver: Resolver,
+    /// A delete that the master left unanswered. A new connection has to answer it before the connection is used: a master
+    /// may answer questions, and hold back writes.
+    unanswered_delete: Mutex<Option<Arc<Command>>>,
+    /// How the master of the current connection deletes.
+    delete_by: Mutex<DeleteBy>,
     state: FairWatch<State>,
     /// The connections that may still be open at the master's end, including the current one.
     unclosed: Mutex<Unclosed>,
     /// The serial number of the latest connection, other than the current one, that the master may still have open; 0:
     /// none. Set before the current one is used.
-    latest_unclosed: AtomicU64,
-    /// The number of attempts to open a connection.
+    latest_unclosed: Arc<AtomicU64>,
+    /// The number of connections that have been opened.
     serials: AtomicU64,
-    activity: Activity,
+    activity: Arc<Activity>,
     logged: Logged,
 }
 
+/// Whether what was sent on a connection may still be executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Openness {
+    /// Yes: the connection has not been replaced.
+    Current,
+    /// Yes: it has been replaced, but the master did not close it.
+    Unclosed,
+    /// No.
+    Closed,
+}
+
 impl Link {
-    /// `timeout` is how long a request may take.
+    /// `silence` is how long a master may send nothing before requests fail.
     pub(crate) fn new(
         address: Address,
         connector: Connector,
         engine: Weak<Engine>,
-        timeout: Duration,
+        silence: Duration,
+        load: Arc<Load>,
     ) -> Self {
         Self {
             address,
             connector,
             engine,
-            connect_timeout: timeout.clamp(CONNECT_TIMEOUT, LONGEST_CONNECT_TIMEOUT),
+            connect_timeout: silence.clamp(CONNECT_TIMEOUT, LONGEST_CONNECT_TIMEOUT),
+            silence,
+            load,
+            resolver: Resolver::default(),
+            unanswered_delete: Mutex::new(None),
+            delete_by: Mutex::new(DeleteBy::Script),
             state: FairWatch::new(State::Idle),
             unclosed: Mutex::new(Unclosed::default()),
-            latest_unclosed: AtomicU64::new(0),
+            latest_unclosed: Arc::new(AtomicU64::new(0)),
             serials: AtomicU64::new(0),
-            activity: Activity::new(),
+            activity: Arc::new(Activity::new()),
             logged: Logged::default(),
         }
     }
@@ -139,41 +173,78 @@ impl Link {
         // Every round asks this of every master, so the clock is only read where the answer depends on it.
         match state.connection() {
             Some(_) => None,
-            None => state.failure(Instant::now(), patience, self.silence()),
+            None => state.failure(Instant::now(), patience, self.hung_after()),
         }
     }
 
-    /// The serial number of the latest connection, other than the current one, on which a request may still be executed;
-    /// 0: none.
-    pub(crate) fn latest_unclosed(&self) -> u64 {
-        // Pairs with the Release of the store. Whoever holds a connection sees what was stored before it was offered.
-        self.latest_unclosed.load(Ordering::Acquire)
+    /// What serves the connections; `None` when the client has been dropped.
+    pub(crate) fn engine(&self) -> Option<Arc<Engine>> {
+        self.engine.upgrade()
+    }
+
+    /// Whether the master may still execute what was sent on a connection.
+    pub(crate) fn openness(&self, serial: u64) -> Openness {
+        let is_current = match &*self.state.borrow() {
+            State::Up(current) | State::Hung(current) => current.serial() == serial,
+            // The next connection closes those before.
+            State::Idle | State::Connecting { .. } | State::Down(_) => true,
+        };
+        if is_current {
+            Openness::Current
+        } else if serial <= self.latest_unclosed.load(Ordering::Acquire) {
+            Openness::Unclosed
+        } else {
+            Openness::Closed
+        }
+    }
+
+    /// The master has left a delete unanswered.
+    pub(crate) fn mark_unanswered(&self, delete: Arc<Command>) {
+        *lock(&self.unanswered_delete) = Some(delete);
+    }
+
+    pub(crate) fn delete_by(&self) -> DeleteBy {
+        *lock(&self.delete_by)
+    }
+
+    pub(crate) fn set_delete_by(&self, delete_by: DeleteBy) {
+        *lock(&self.delete_by) = delete_by;
+    }
+
+    /// The requests to this master that have no answer yet.
+    pub(crate) fn load(&self) -> &Arc<Load> {
+        &self.load
+    }
+
+    /// How a new connection is served.
+    fn terms(&self, serial: u64) -> Terms {
+        Terms {
+            serial,
+            latest_unclosed: Arc::clone(&self.latest_unclosed),
+            load: Arc::clone(&self.load),
+            activity: Arc::clone(&self.activity),
+            silence: self.silence,
+        }
     }
 
     /// Sends one command and waits for the reply. The first poll queues the command.
     pub(crate) async fn exchange(
         self: &Arc<Self>,
         connection: Connection,
-        command: Arc<Command>,
-        when_caller_gone: WhenCallerGone,
+        order: Order,
     ) -> Result<Reply, SendError> {
         // Before the command is queued: its reply may come before this future is polled again.
         self.mark_sent(&connection);
-        let reply = connection.send(command, when_caller_gone).await;
-        match Sign::of(&reply) {
-            Sign::Alive => self.activity.mark_alive(),
-            Sign::Broken => {
-                self.on(Event::Broke(connection.serial()));
-            }
-            Sign::Unknown => {}
+        let reply = connection.send(order).await;
+        if Sign::of(&reply) == Sign::Broken {
+            self.on(Event::Broke(connection.serial()));
         }
         reply
     }
 
     /// Records that a command is sent. Starts a health check if the master has been silent for too long.
     fn mark_sent(self: &Arc<Self>, connection: &Connection) {
-        if self.activity.mark_sent() {
-            // A task of its own, because this request may be dropped before the ping is answered.
+        if self.activity.mark_sent(self.ping_after()) {
             tokio::spawn(HealthCheck::new(self).run(connection.clone()));
         }
     }
@@ -202,6 +273,10 @@ impl Link {
             let reconnector = Reconnector::new(self, true);
             tokio::spawn(async move { reconnector.connect_until_it_works().await });
         }
+        if is_changed {
+            // Whoever waits for room may find that this master is not to be waited for.
+            self.load.wake_line();
+        }
         is_changed
     }
 
@@ -210,8 +285,12 @@ impl Link {
         PING_TIMEOUT.max(self.connect_timeout.saturating_sub(CONNECT_TIMEOUT))
     }
 
+    fn ping_after(&self) -> Duration {
+        PING_AFTER.max(self.silence.saturating_sub(self.ping_timeout()))
+    }
+
     /// How long a master has kept silent when it is known to hang.
-    fn silence(&self) -> Duration {
-        PING_AFTER + self.ping_timeout()
+    fn hung_after(&self) -> Duration {
+        self.ping_after() + self.ping_timeout()
     }
 }

@@ -1,22 +1,19 @@
 //! The task that connects to a master, again and again until that works.
 
 use std::io;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures::FutureExt;
 use futures::stream::{FuturesUnordered, StreamExt};
-use redis::{RedisError, RedisResult};
+use redis::RedisResult;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::state::Event;
 use super::{CONNECT_TIMEOUT, Link};
 use crate::master::connection::Connection;
-use crate::master::connector::close_earlier;
-use crate::master::reply::connect_error;
-use crate::master::unclosed::ClientId;
+use crate::master::connector::{Greeting, close_earlier};
+use crate::master::reply::{Sign, connect_error};
 use crate::sync::lock;
 use crate::vote::MasterError;
 
@@ -65,9 +62,7 @@ impl Reconnector {
         let mut pause = MIN_PAUSE;
         loop {
             let started = Instant::now();
-            // Tokio panics where it cannot start the thread that looks up a name.
-            let attempt = AssertUnwindSafe(link.attempt()).catch_unwind().await;
-            let attempt = attempt.unwrap_or_else(|_| Err(connect_error(no_thread())));
+            let attempt = link.attempt().await;
             let Err(error) = attempt else {
                 self.set_owns_state(false);
                 return;
@@ -117,24 +112,42 @@ impl Link {
             let error = format!("timed out after {:?}", self.connect_timeout);
             Err(io::Error::new(io::ErrorKind::TimedOut, error).into())
         });
-        let (connection, client_id) = opened.map_err(connect_error)?;
-        self.establish(connection, client_id).await;
+        let (connection, greeting) = opened.map_err(connect_error)?;
+        self.establish(connection, greeting).await;
         Ok(())
     }
 
-    async fn open(self: &Arc<Self>) -> RedisResult<(Connection, Option<ClientId>)> {
+    async fn open(self: &Arc<Self>) -> RedisResult<(Connection, Greeting)> {
         // Relaxed: only the numbers must differ, and rise. Connections come into use in the order of their numbers,
         // because one task connects at a time, and only one of its attempts is established.
         let serial = self.serials.fetch_add(1, Ordering::Relaxed) + 1;
-        let connection = self.connector.open(serial, &self.engine).await?;
+        let connection = self
+            .connector
+            .open(self.terms(serial), &self.resolver, &self.engine)
+            .await?;
         // The new connection will close the hung one, so a sign of life on that one counts no more.
         self.on(Event::HungGivenUp);
-        let client_id = self.connector.set_up(&connection).await;
-        Ok((connection, client_id))
+        let greeting = self.connector.set_up(&connection).await;
+        let unanswered = lock(&self.unanswered_delete).clone();
+        if let Some(delete) = unanswered {
+            // Any reply shows that the master executes writes, an error too.
+            let reply = connection.send_plain(delete).await;
+            if Sign::of(&reply) != Sign::Alive {
+                return Err(
+                    io::Error::new(io::ErrorKind::TimedOut, "does not execute writes").into(),
+                );
+            }
+            *lock(&self.unanswered_delete) = None;
+        }
+        Ok((connection, greeting))
     }
 
     /// Closes earlier connections at the master's end, and offers the new one to requests.
-    async fn establish(self: &Arc<Self>, connection: Connection, client_id: Option<ClientId>) {
+    async fn establish(self: &Arc<Self>, connection: Connection, greeting: Greeting) {
+        let Greeting {
+            client_id,
+            delete_by,
+        } = greeting;
         // A copy, so that the lock is not held across an await. No other task changes it meanwhile.
         let mut unclosed = lock(&self.unclosed).clone();
         if let Some(new) = &client_id {
@@ -149,12 +162,9 @@ impl Link {
             .store(unclosed.latest(), Ordering::Release);
         unclosed.push(connection.serial(), client_id);
         *lock(&self.unclosed) = unclosed;
+        self.set_delete_by(delete_by);
         self.logged.connected();
         self.activity.mark_alive();
         self.on(Event::Established(connection));
     }
-}
-
-fn no_thread() -> RedisError {
-    io::Error::other("no thread can be started to look up its name").into()
 }

@@ -137,6 +137,7 @@ mod tests {
     use std::sync::{Arc, Weak};
 
     use super::*;
+    use crate::master::connection::Terms;
     use crate::testing::Masters;
 
     const OLD: u64 = 6;
@@ -145,7 +146,7 @@ mod tests {
 
     fn connection(serial: u64) -> Connection {
         let external = Arc::new(Masters::new(1)[0].connect());
-        Connection::external(external, serial, &Weak::new())
+        Connection::external(external, Terms::unused(serial), &Weak::new())
     }
 
     fn error(text: &str) -> MasterError {

@@ -8,7 +8,7 @@ use crate::permit::Effect;
 use crate::vote::MasterError;
 
 /// The codes of errors that a master replies instead of beginning with a request.
-const REFUSES_TO_BEGIN: [&str; 7] = [
+const REFUSES_TO_BEGIN: [&str; 12] = [
     "LOADING",
     "READONLY",
     "OOM",
@@ -16,6 +16,12 @@ const REFUSES_TO_BEGIN: [&str; 7] = [
     "NOREPLICAS",
     "MASTERDOWN",
     "BUSY",
+    // Of a Redis Cluster, which serves no lock.
+    "MOVED",
+    "ASK",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "CROSSSLOT",
 ];
 
 /// What kind of error a master replied, or a connection returned.
@@ -48,6 +54,7 @@ impl ErrorClass {
             (_, ErrorKind::Parse | ErrorKind::UnexpectedReturnType) => Self::Nonsense,
             (_, ErrorKind::Server(ServerErrorKind::NoScript)) => Self::NoScript,
             (Some(code), _) if REFUSES_TO_BEGIN.contains(&code) => Self::Unavailable,
+            (Some("ERR"), _) if is_unknown_command(error) => Self::Unavailable,
             _ => Self::Other,
         }
     }
@@ -83,6 +90,13 @@ impl ErrorClass {
 fn is_forbidden_in_script(error: &RedisError) -> bool {
     let detail = error.detail();
     detail.is_some_and(|detail| detail.contains("executing the script can't"))
+}
+
+/// Whether the master does not know the command. Other errors with the code `ERR` may come from a proxy, after the master
+/// has executed the command.
+fn is_unknown_command(error: &RedisError) -> bool {
+    let detail = error.detail();
+    detail.is_some_and(|detail| detail.starts_with("unknown command"))
 }
 
 /// The error of an attempt to connect.

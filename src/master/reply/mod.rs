@@ -67,13 +67,6 @@ pub(crate) struct HeldKey {
     pub(crate) expires_in: Option<Duration>,
 }
 
-/// What a reply or an error means for the request.
-#[derive(Debug)]
-pub(crate) struct Meaning {
-    pub(crate) next: Next,
-    pub(crate) effect: Effect,
-}
-
 /// What follows a reply or an error.
 #[derive(Debug)]
 pub(crate) enum Next {
@@ -103,48 +96,52 @@ impl Sign {
             Err(SendError::Replied(error)) if error.is_io_error() => Self::Unknown,
             Err(SendError::Replied(_)) => Self::Alive,
             Err(SendError::Unsent { .. } | SendError::Broken(_)) => Self::Broken,
+            Err(SendError::NotPermitted | SendError::Silent(_)) => Self::Unknown,
         }
     }
 }
 
-impl Meaning {
-    pub(crate) fn of(kind: Kind, reply: Result<Reply, SendError>) -> Self {
-        match reply {
-            Ok(reply) => {
-                let answer = Answer::to(kind, &reply);
-                let effect = match answer {
-                    Answer::Refused => Effect::Nothing,
-                    _ => Effect::MayHaveSetKey,
-                };
-                Self::answer(answer, effect)
-            }
-            Err(SendError::Replied(error)) => {
-                let class = ErrorClass::of(&error);
-                if class == ErrorClass::NoScript {
-                    let effect = class.effect();
-                    let next = Next::SendText;
-                    return Self { next, effect };
-                }
-                Self::answer(Answer::Failed(class.error(error)), class.effect())
-            }
-            Err(SendError::Broken(error)) => {
-                let error = ErrorClass::of(&error).error(error);
-                Self::answer(Answer::Failed(error), Effect::MayBeExecutedLater)
-            }
-            Err(SendError::Unsent { error, is_certain }) => Self {
-                next: Next::Reconnect(ErrorClass::of(&error).error(error)),
-                effect: if is_certain {
-                    Effect::Nothing
-                } else {
-                    Effect::MayBeExecutedLater
-                },
+/// What a request has done on its master.
+pub(crate) fn effect(kind: Kind, reply: &Result<Reply, SendError>) -> Effect {
+    match reply {
+        Ok(reply) => match Answer::to(kind, reply) {
+            Answer::Refused => Effect::Nothing,
+            _ => Effect::MayHaveSetKey,
+        },
+        Err(SendError::Replied(error)) => ErrorClass::of(error).effect(),
+        Err(
+            SendError::NotPermitted
+            | SendError::Unsent {
+                is_certain: true, ..
             },
+        ) => Effect::Nothing,
+        Err(SendError::Broken(_) | SendError::Silent(_) | SendError::Unsent { .. }) => {
+            Effect::MayBeExecutedLater
         }
     }
+}
 
-    fn answer(answer: Answer, effect: Effect) -> Self {
-        let next = Next::Answer(answer);
-        Self { next, effect }
+impl Next {
+    /// What follows a reply to a request.
+    pub(crate) fn after(kind: Kind, reply: Result<Reply, SendError>) -> Self {
+        let error = match reply {
+            Ok(reply) => return Self::Answer(Answer::to(kind, &reply)),
+            Err(error) => error,
+        };
+        match error {
+            SendError::Replied(error) => match ErrorClass::of(&error) {
+                ErrorClass::NoScript => Self::SendText,
+                class => Self::Answer(Answer::Failed(class.error(error))),
+            },
+            SendError::NotPermitted => Self::Answer(Answer::NotNeeded),
+            SendError::Silent(silence) => {
+                Self::Answer(Answer::Failed(MasterError::TimedOut(silence)))
+            }
+            SendError::Broken(error) => {
+                Self::Answer(Answer::Failed(ErrorClass::of(&error).error(error)))
+            }
+            SendError::Unsent { error, .. } => Self::Reconnect(ErrorClass::of(&error).error(error)),
+        }
     }
 }
 

@@ -57,7 +57,8 @@ fn word(next: &Next) -> &'static str {
             MasterError::WrongType(_) => "wrong type",
             MasterError::Server(_) => "server",
             MasterError::Protocol(_) => "protocol",
-            MasterError::TimedOut(_) | MasterError::Hung(_) | MasterError::NotAsked(_) => "other",
+            MasterError::TimedOut(_) => "timed out",
+            MasterError::Hung(_) | MasterError::Behind(_) | MasterError::NotAsked(_) => "other",
         },
     }
 }
@@ -112,6 +113,10 @@ fn every_reply_and_error_means_what_the_table_says() {
         (set, replied("NOREPLICAS Not enough good replicas"), "server", Alive, Nothing, "repeats"),
         (set, replied("MASTERDOWN Link with MASTER is down"), "server", Alive, Nothing, "repeats"),
         (set, replied("BUSY Redis is busy"), "server", Alive, Nothing, "repeats"),
+        (set, replied("MOVED 1 127.0.0.1:1"), "server", Alive, Nothing, "repeats"),
+        (set, replied("CLUSTERDOWN Hash slot not served"), "server", Alive, Nothing, "repeats"),
+        (set, replied("ERR unknown command 'set'"), "server", Alive, Nothing, "repeats"),
+        (set, replied("ERR upstream failure"), "server", Alive, Key, "repeats"),
         (del, replied("NOSCRIPT No matching script."), "send text", Alive, Nothing, "sends again"),
         (del, replied(other), "server", Alive, Key, "repeats"),
         (set, replied("NONSENSE"), "server", Alive, Key, "repeats"),
@@ -119,15 +124,17 @@ fn every_reply_and_error_means_what_the_table_says() {
         (set, external(parse_error()), "protocol", Alive, Key, "gives up"),
         (set, broke(io_error()), "disconnected", Broken, Later, "repeats"),
         (set, broke(parse_error()), "protocol", Broken, Later, "gives up"),
+        (set, Err(SendError::NotPermitted), "not asked", Unknown, Nothing, "gives up"),
+        (set, Err(SendError::Silent(Duration::ZERO)), "timed out", Unknown, Later, "repeats"),
         (set, unsent(true), "reconnect", Broken, Nothing, "sends again"),
         (set, unsent(false), "reconnect", Broken, Later, "sends again"),
     ];
     for (place, (kind, reply, next, sign, effect, deletes)) in rows.into_iter().enumerate() {
         assert_eq!(Sign::of(&reply), sign, "row {place}");
-        let meaning = Meaning::of(kind, reply);
-        assert_eq!(word(&meaning.next), next, "row {place}");
-        assert_eq!(meaning.effect, effect, "row {place}");
-        assert_eq!(deletion(&meaning.next), deletes, "row {place}");
+        assert_eq!(super::effect(kind, &reply), effect, "row {place}");
+        let after = Next::after(kind, reply);
+        assert_eq!(word(&after), next, "row {place}");
+        assert_eq!(deletion(&after), deletes, "row {place}");
     }
 }
 
