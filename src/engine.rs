@@ -212,7 +212,7 @@ impl Engine {
             // Spawned, so the job is not dropped with the one who waits. Only a job that has ended shows that the
             // engine makes progress.
             self.spawn(async move {
-                written().await;
+                others_have_run().await;
                 // Before the answer, so that the next drop of the same thread finds a full allowance.
                 renewed.renew();
                 let _ = done.send(());
@@ -511,9 +511,10 @@ async fn dispatch(task: Arc<OnceLock<Id>>, mut queue: mpsc::UnboundedReceiver<Ma
     .await;
 }
 
-/// Ends when the connections have written all commands that jobs have sent so far. Only for the thread, which runs one
-/// task at a time.
-async fn written() {
+/// Ends when every other task of this runtime has had several turns, with what has arrived from the network by now.
+///
+/// On the thread, which runs one task at a time, the connections have then written all commands that jobs have sent so far.
+pub(crate) async fn others_have_run() {
     // A task that yields is woken when no other task can run, or after some dozens of turns of other tasks. By then
     // each connection has had a turn, in which it writes all commands that were sent before, up to some dozens of
     // pipelines. The commands of one turn of the dispatcher need at most two turns of a connection. The other two

@@ -184,9 +184,9 @@ impl SendPermit {
                     return false;
                 }
                 let sent = &mut state.masters[*master];
-                // The first of several connections counts for all: an earlier connection has a smaller number, so if this
-                // one cannot bring a late request, no other one can.
-                if sent.unanswered == 0 {
+                // The earliest of several connections counts for all: if this one cannot bring a late request, no other one
+                // can.
+                if sent.unanswered == 0 || connection < sent.first_connection {
                     sent.first_connection = connection;
                 }
                 // Counted before the request is queued. Were the future dropped in between, there would only be a delete

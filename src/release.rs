@@ -12,7 +12,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout};
 
 use crate::engine::{Engine, Stopped};
-use crate::master::{Answer, Debt, Follower, Request};
+use crate::master::{Debt, End, Follower, Request};
 use crate::masters::Masters;
 use crate::permit::Deletes;
 use crate::protocol::key::Key;
@@ -227,27 +227,33 @@ impl Deletion {
         // The caller has its outcome. Every other master answers, or is silent, or its connection breaks.
         round.finished(self.lifetime).await;
         for place in 0..masters.count() {
-            if let Some(answer) = round.answer(place)
-                && !self.is_final(place, &answer)
-            {
-                pending.open.fetch_add(1, Ordering::Relaxed);
-                masters.owe(Debt {
-                    key: self.key.clone(),
-                    value: self.value.clone(),
-                    deletes: Arc::clone(&self.deletes),
-                    place,
-                    gone,
-                    follower: Some(Arc::clone(&pending) as Arc<dyn Follower>),
-                });
+            let Some(answer) = round.answer(place) else {
+                continue;
+            };
+            match End::of(&answer, &self.deletes, place) {
+                End::Settled => {}
+                End::MayComeBack | End::Failed => {
+                    pending.open.fetch_add(1, Ordering::Relaxed);
+                    let follower = Arc::clone(&pending) as Arc<dyn Follower>;
+                    masters.owe(self.debt(place, gone, follower));
+                }
+                End::Refused => {
+                    pending.open.fetch_add(1, Ordering::Relaxed);
+                    masters.leave_key(place);
+                }
             }
         }
         pending.confirmed();
     }
 
-    /// Whether the master holds no key of ours after this answer, now and later.
-    fn is_final(&self, master: usize, answer: &Answer) -> bool {
-        // A delete that found the key shows that the `SET` has arrived, if there was only one `SET`.
-        let has_found = matches!(answer, Answer::Granted(_));
-        answer.is_settled() && !self.deletes.may_be_late(master, has_found)
+    fn debt(&self, place: usize, gone: Instant, follower: Arc<dyn Follower>) -> Debt {
+        Debt {
+            key: self.key.clone(),
+            value: self.value.clone(),
+            deletes: Arc::clone(&self.deletes),
+            place,
+            gone,
+            follower: Some(follower),
+        }
     }
 }

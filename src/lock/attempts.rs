@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::future::Either;
+use futures::future::{Either, ready};
 use futures::poll;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::Instrument;
@@ -50,16 +50,18 @@ struct Granted {
 pub(crate) async fn lock(options: Options) -> Result<LockGuard, LockError> {
     let operation = Operation::lock(options.key.resource(), options.ttl);
     let (core, key) = (Arc::clone(options.inner.core()), options.key.clone());
-    let patience = options.inner.request_timeout;
     // The job owns a core of its own: the caller may drop its client while the job runs.
     let (own, span) = (Arc::clone(&core), operation.span().clone());
     let job = move || {
         let attempts = run(options, own, span.clone());
         // The masters that have not answered yet also get the request. Their votes make the lock survive the loss of
         // more masters. The caller does not wait for them.
-        let attempts = attempts.map(move |ended| match ended {
-            Ok((granted, round)) => (Ok(granted), Either::Left(round.finish(patience))),
-            Err((error, failed)) => (Err(error), Either::Right(Failed::undo_if_any(failed))),
+        let attempts = attempts.map(|ended| match ended {
+            Ok((granted, round)) => {
+                let validity = granted.guard.validity();
+                (Ok(granted), Either::Left(round.finish(validity)))
+            }
+            Err(error) => (Err(error), Either::Right(ready(()))),
         });
         attempts.instrument(span)
     };
@@ -77,7 +79,7 @@ async fn run(
     options: Options,
     core: Arc<Core>,
     span: tracing::Span,
-) -> Result<(Granted, Round), (LockError, Option<Failed>)> {
+) -> Result<(Granted, Round), LockError> {
     let Options {
         inner,
         key,
@@ -86,18 +88,21 @@ async fn run(
         keep_alive,
     } = options;
     // Before anything is sent: a ttl that cannot be used is an error of the call, not of a master.
-    let checked_ttl = Ttl::new(ttl, inner.drift).map_err(|error| (error.into(), None))?;
+    let checked_ttl = Ttl::new(ttl, inner.drift)?;
     let max_lifetime = keep_alive.as_ref().and_then(|it| it.max_lifetime);
     // Tokio's clock is enough for the retry policy, as no validity depends on this time.
     let start = Instant::now();
     let mut delays = None;
     let mut attempts = 0;
-    let mut ballots = Ballots::default();
+    let mut last = None;
     loop {
         let left = retry.time_left(start.elapsed());
         if !get_room(&core, inner.request_timeout, left).await {
-            let details = failure_of(&key, attempts, start.elapsed(), ballots);
-            return Err((LockError::Overloaded(details), None));
+            let (failure, ballots) = last.unwrap_or_default();
+            return Err(failed(
+                failure,
+                failure_of(&key, attempts, start.elapsed(), ballots),
+            ));
         }
         attempts += 1;
         span.record("attempts", attempts);
@@ -108,6 +113,7 @@ async fn run(
         let claim = Arc::new(Claim::new(&inner, &core, &key, value));
         let asked = Instant::now();
         // An attempt that has begun may take as long as a silent master, also at the end of the wait.
+        let left = retry.time_left(start.elapsed());
         let wait = left.unwrap_or(Duration::MAX).max(inner.request_timeout);
         let attempt = claim.acquire(checked_ttl, max_lifetime, wait).await;
         let (failure, round) = match attempt {
@@ -128,26 +134,35 @@ async fn run(
             }
         };
         let waited = start.elapsed();
-        ballots = round.ballots();
-        let failed = Failed::new(claim, round, &core, asked.elapsed());
+        let ballots = round.ballots();
         // Made only after a failure, since most locks are granted at once. Boxed, because a value that lives across an
         // await makes every future larger.
         let delays = delays
             .get_or_insert_with(|| Box::new(retry.delays(inner.random.draw(|rng| rng.next_u64()))));
         let Some(delay) = delays.next_after(waited) else {
-            let details = failure_of(&key, attempts, waited, ballots);
-            let error = match failure {
-                Failure::Taken => LockError::Taken(details),
-                Failure::Unreachable => LockError::Unreachable(details),
-                Failure::TooLate => LockError::TooLate(details),
-            };
-            return Err((error, Some(failed)));
+            // The drop of the claim queues the deletes before the caller hears of the failure.
+            return Err(failed(failure, failure_of(&key, attempts, waited, ballots)));
         };
         tracing::debug!(?failure, %ballots, ?delay, "not granted, waiting");
-        let pause = sleep(delay);
+        last = Some((failure, ballots));
+        let undo = Undo::new(claim, round, &core);
+        let replies_within = asked
+            .elapsed()
+            .max(LEAST_GRACE)
+            .min(delay)
+            .min(inner.request_timeout);
         // Boxed for the same reason. The deletes are queued before the pause ends, so on each connection they precede the
         // SETs of the next attempt.
-        Box::pin(async { futures::join!(failed.undo(), pause) }).await;
+        Box::pin(async { futures::join!(undo.run(replies_within), sleep(delay)) }).await;
+    }
+}
+
+fn failed(failure: Failure, details: LockFailure) -> LockError {
+    match failure {
+        Failure::NotAdmitted => LockError::Overloaded(details),
+        Failure::Taken => LockError::Taken(details),
+        Failure::Unreachable => LockError::Unreachable(details),
+        Failure::TooLate => LockError::TooLate(details),
     }
 }
 
@@ -158,6 +173,10 @@ async fn get_room(core: &Core, patience: Duration, left: Option<Duration>) -> bo
     if poll!(&mut room).is_ready() {
         return true;
     }
+    tracing::debug!(
+        in_line = core.masters.line_length(),
+        "waits until the masters have room"
+    );
     match left {
         None => room.await,
         Some(left) => return Box::pin(timeout(left, room)).await.is_ok(),
@@ -165,48 +184,35 @@ async fn get_room(core: &Core, patience: Duration, left: Option<Duration>) -> bo
     true
 }
 
-/// An attempt that was not granted.
-struct Failed {
+/// What an attempt that was not granted leaves to be deleted.
+struct Undo {
     claim: Arc<Claim>,
     round: Round,
-    /// How long the replies that made the outcome certain took.
-    took: Duration,
     /// `shutdown` waits for it.
     _coming: Coming,
 }
 
-impl Failed {
-    fn new(claim: Arc<Claim>, round: Round, core: &Core, took: Duration) -> Self {
+impl Undo {
+    fn new(claim: Arc<Claim>, round: Round, core: &Core) -> Self {
         Self {
             claim,
             round,
-            took,
             _coming: core.releases.coming(),
         }
     }
 
     /// Deletes what the attempt has set.
     ///
-    /// Where no master is known to have granted the key, waits first for the replies that are on their way: as long as the
-    /// others took. On a resource that is taken on every master there is then nothing to delete.
-    async fn undo(mut self) {
-        if self
-            .round
-            .ballots()
-            .count(|vote| matches!(vote, Vote::Granted))
-            == 0
-        {
-            self.round.finished(self.took.max(LEAST_GRACE)).await;
+    /// Where no master is known to have granted the key, waits first for the replies that are on their way. On a resource
+    /// that is taken on every master there is then nothing to delete.
+    async fn run(mut self, replies_within: Duration) {
+        let is_granted = |vote: &Vote| matches!(vote, Vote::Granted);
+        if self.round.ballots().count(is_granted) == 0 {
+            self.round.finished(replies_within).await;
         }
         // Requests that were not sent leave the line.
         drop(self.round);
         drop(self.claim);
-    }
-
-    async fn undo_if_any(failed: Option<Self>) {
-        if let Some(failed) = failed {
-            failed.undo().await;
-        }
     }
 }
 

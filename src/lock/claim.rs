@@ -49,8 +49,11 @@ pub(crate) struct Claim {
 }
 
 /// Why an attempt failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Failure {
+    /// The attempt was not made: it waited in line for too long.
+    #[default]
+    NotAdmitted,
     Taken,
     Unreachable,
     TooLate,
@@ -343,8 +346,8 @@ impl Claim {
     /// Lets the engine wait for the masters that have not answered yet, so that they get the request too.
     fn finish_in_background(&self, round: Round) {
         if !round.has_ended() {
-            self.engine()
-                .spawn(round.finish(self.inner.request_timeout));
+            let validity = self.remaining().unwrap_or_default();
+            self.engine().spawn(round.finish(validity));
         }
     }
 

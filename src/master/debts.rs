@@ -1,14 +1,15 @@
-//! The deletes that one master owes an answer to. They are sent again, all together and at one pace, until the master has
+//! The deletes that one master has not answered. They are sent again, all together and at one pace, until the master has
 //! answered or the keys have expired.
 //!
 //! A debt is a few hundred bytes, and there are at most [`MOST`] of them: a master that is silent, refuses deletes, or
 //! cannot keep up costs neither a task for each key nor a log line.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::join_all;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::link::Openness;
 use super::{Answer, Master, Request};
@@ -20,7 +21,7 @@ use crate::sync::lock;
 /// More deletes than this are not remembered: with some 500 bytes each, 8 MB for one master of one client.
 const MOST: usize = 16_384;
 
-/// The pause between two rounds of deletes on a master that answers none of them.
+/// The pause between two rounds of deletes, when some have to be sent again.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a master that has not come back is watched for requests that it may still execute, after their ttl.
@@ -28,6 +29,9 @@ const LONGEST_WATCH: Duration = Duration::from_secs(600);
 
 /// How many deletes are sent together.
 const BATCH: usize = 64;
+
+/// The shortest time between two log lines about keys that are left.
+const LOG_EVERY: Duration = Duration::from_secs(15);
 
 /// A key that may be left on a master.
 pub(crate) struct Debt {
@@ -42,21 +46,40 @@ pub(crate) struct Debt {
     pub(crate) follower: Option<Arc<dyn Follower>>,
 }
 
-/// Who wants to know how the deletes end.
+/// Who wants to know how the deletes end. It is dropped without a call where that stays unknown.
 pub(crate) trait Follower: Send + Sync {
     /// The master holds no key any more.
     fn confirmed(&self);
 }
 
-/// How one delete of a debt ended.
+/// How one delete ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+pub(crate) enum End {
     /// The key is not there, now and later.
     Settled,
-    /// The delete has to be sent again.
-    Open,
-    /// The master does not allow it.
+    /// The key is not there now. A `SET` that may still be executed can bring it back.
+    MayComeBack,
+    /// The master has not executed the delete, or has not said so.
+    Failed,
+    /// The master will never execute it.
     Refused,
+}
+
+impl End {
+    /// How a delete ended that a master has answered so.
+    pub(crate) fn of(answer: &Answer, deletes: &Deletes, place: usize) -> Self {
+        // A delete that found the key shows that the `SET` has arrived, if there was only one `SET`.
+        let has_found = matches!(answer, Answer::Granted(_));
+        if answer.is_settled() && deletes.may_be_late(place, has_found) {
+            Self::MayComeBack
+        } else if answer.is_settled() {
+            Self::Settled
+        } else if answer.may_pass() {
+            Self::Failed
+        } else {
+            Self::Refused
+        }
+    }
 }
 
 /// The debts of one master.
@@ -65,31 +88,100 @@ pub(crate) struct Debts(Mutex<List>);
 
 #[derive(Default)]
 struct List {
-    debts: Vec<Debt>,
+    waiting: VecDeque<Debt>,
+    /// How many are just being deleted.
+    under_way: usize,
     /// Whether a job settles them.
     is_settling: bool,
-    /// How many keys may be left until their ttl ends, since that was last logged.
+    /// How many keys stay until their ttl ends, since that was last logged.
     left: usize,
+    last_logged: Option<Instant>,
+}
+
+/// What a look at the list says the job has to do.
+enum Step {
+    Delete {
+        next_look: Instant,
+    },
+    /// Only a log line is to come.
+    Wait {
+        next_look: Instant,
+    },
+    End,
+}
+
+impl List {
+    /// A debt for which there is no room is dropped, after the lock is released.
+    fn push(&mut self, debt: Debt) -> Option<Debt> {
+        if self.waiting.len() + self.under_way >= MOST {
+            self.left += 1;
+            return Some(debt);
+        }
+        self.waiting.push_back(debt);
+        None
+    }
+
+    /// Returns the number of keys that are left, if it is time to log it.
+    fn left_to_log(&mut self, now: Instant) -> Option<usize> {
+        let is_due = self.last_logged.is_none_or(|last| now >= last + LOG_EVERY);
+        if self.left == 0 || !is_due {
+            return None;
+        }
+        self.last_logged = Some(now);
+        Some(std::mem::take(&mut self.left))
+    }
+
+    fn step(&self, now: Instant) -> Step {
+        if !self.waiting.is_empty() {
+            Step::Delete {
+                next_look: now + PAUSE,
+            }
+        } else if self.left > 0 {
+            Step::Wait {
+                next_look: self.last_logged.unwrap_or(now) + LOG_EVERY,
+            }
+        } else {
+            Step::End
+        }
+    }
 }
 
 impl Master {
     /// Deletes a key until the master has answered.
     pub(crate) fn owe(&self, debt: Debt) {
+        drop(self.add_to_debts(|list| list.push(debt)));
+    }
+
+    /// Counts a key that the master will not delete, for the log.
+    pub(crate) fn leave_key(&self) {
+        self.add_to_debts(|list| list.left += 1);
+    }
+
+    /// Changes the list, and starts the job that settles it.
+    fn add_to_debts<T>(&self, add: impl FnOnce(&mut List) -> T) -> T {
         let mut list = lock(&self.debts.0);
-        if list.debts.len() >= MOST {
-            list.left += 1;
-            return;
+        let added = add(&mut list);
+        let is_settling = std::mem::replace(&mut list.is_settling, true);
+        drop(list);
+        if !is_settling {
+            self.settle();
         }
-        list.debts.push(debt);
-        if !list.is_settling
-            && let Some(engine) = self.link.engine()
-        {
-            list.is_settling = true;
-            drop(list);
-            let settling = Settling {
-                master: self.clone(),
-            };
-            engine.spawn(async move { settling.run().await });
+        added
+    }
+
+    fn settle(&self) {
+        let mut settling = Settling {
+            master: self.clone(),
+            has_ended: false,
+        };
+        // Without an engine the drop of `settling` undoes what was begun.
+        if let Some(engine) = self.link.engine() {
+            // Keeps the engine alive, which serves the connection, also when the client has been dropped.
+            let own = Arc::clone(&engine);
+            engine.spawn(async move {
+                settling.run().await;
+                drop(own);
+            });
         }
     }
 }
@@ -97,131 +189,158 @@ impl Master {
 /// The job that settles the debts of a master.
 struct Settling {
     master: Master,
+    has_ended: bool,
 }
 
 impl Drop for Settling {
     fn drop(&mut self) {
-        lock(&self.master.debts.0).is_settling = false;
+        if self.has_ended {
+            return;
+        }
+        // The runtime has shut down. Nobody is told any more, and the next debt starts another job.
+        let mut list = lock(&self.master.debts.0);
+        list.is_settling = false;
+        let followers = list.waiting.iter_mut().map(|debt| debt.follower.take());
+        let followers: Vec<_> = followers.collect();
+        drop(list);
+        drop(followers);
     }
 }
 
 impl Settling {
-    async fn run(&self) {
-        let Self { master } = self;
-        // Keeps the engine alive, which serves the connection, also when the client has been dropped.
-        let _engine = master.link.engine();
-        while let Some(next_look) = self.expire() {
-            if timeout_at(next_look, master.link.wait_until_up())
-                .await
-                .is_err()
-            {
-                continue;
-            }
-            let is_progress = self.delete_all().await;
-            if !is_progress {
-                sleep(PAUSE).await;
+    async fn run(&mut self) {
+        loop {
+            match self.look() {
+                Step::End => return,
+                Step::Wait { next_look } => sleep_until(next_look).await,
+                Step::Delete { next_look } => {
+                    let up = self.master.link.wait_until_up();
+                    if timeout_at(next_look, up).await.is_ok() && self.delete_all().await {
+                        sleep(PAUSE).await;
+                    }
+                }
             }
         }
     }
 
-    /// Forgets the debts whose keys have expired. Returns when that is to be done again; `None` if there are no debts,
-    /// and then this job has ended.
-    fn expire(&self) -> Option<Instant> {
+    /// Forgets the debts whose keys have expired, logs how many keys were left, and says what is to be done.
+    fn look(&mut self) -> Step {
         let now = Instant::now();
-        let link = &self.master.link;
         let mut list = lock(&self.master.debts.0);
-        let mut left = 0;
-        let mut released = Vec::new();
-        list.debts.retain_mut(|debt| {
-            if debt.gone > now {
+        let (mut expired, mut left) = (Vec::new(), 0);
+        list.waiting.retain_mut(|debt| {
+            let Some(is_left) = self.expired(debt, now) else {
                 return true;
-            }
-            match debt.unanswered_on().map(|serial| link.openness(serial)) {
-                // A SET that was sent and not answered is executed when the master comes back to life, and its key lives
-                // for a whole ttl from then on. The debt ends when a delete behind it is answered.
-                Some(Openness::Current) if debt.gone + LONGEST_WATCH > now => return true,
-                // The same on a connection that could not be closed. No delete is behind it there.
-                Some(Openness::Current | Openness::Unclosed) => {}
-                // Nothing is left that could be confirmed.
-                None | Some(Openness::Closed) => released.extend(debt.follower.take()),
-            }
-            left += 1;
+            };
+            left += usize::from(is_left);
+            expired.push((is_left, debt.follower.take()));
             false
         });
         list.left += left;
-        let is_empty = list.debts.is_empty();
-        let mut to_log = 0;
-        if is_empty {
+        let to_log = list.left_to_log(now);
+        let step = list.step(now);
+        if matches!(step, Step::End) {
             list.is_settling = false;
-            to_log = std::mem::take(&mut list.left);
+            self.has_ended = true;
         }
         drop(list);
-        for follower in released {
-            follower.confirmed();
+        for (is_left, follower) in expired {
+            if let (false, Some(follower)) = (is_left, follower) {
+                follower.confirmed();
+            }
         }
-        if to_log > 0 {
+        if let Some(keys) = to_log {
             tracing::warn!(
-                master = %link.address(),
-                keys = to_log,
-                "the master did not confirm deletes until the ttl was over"
+                master = %self.master.address(),
+                keys,
+                "the master did not confirm deletes; these keys stay until their ttl is over"
             );
         }
-        (!is_empty).then_some(now + PAUSE)
+        step
     }
 
-    /// Sends all deletes once. Returns whether the master has settled some.
+    /// Whether a debt is over because its key has expired, and then whether a key may be left all the same.
+    fn expired(&self, debt: &Debt, now: Instant) -> Option<bool> {
+        if debt.gone > now {
+            return None;
+        }
+        let link = &self.master.link;
+        match debt.unanswered_on().map(|serial| link.openness(serial)) {
+            // A SET that was sent and not answered is executed when the master comes back to life, and its key lives
+            // for a whole ttl from then on. The debt ends when a delete behind it is answered.
+            Some(Openness::Current) if debt.gone + LONGEST_WATCH > now => None,
+            // The same on a connection that could not be closed. No delete is behind it there.
+            Some(Openness::Current | Openness::Unclosed) => Some(true),
+            // No key can be left.
+            None | Some(Openness::Closed) => Some(false),
+        }
+    }
+
+    /// Sends each delete once. Returns whether some have to be sent again.
     async fn delete_all(&self) -> bool {
-        let Self { master } = self;
-        let debts = std::mem::take(&mut lock(&master.debts.0).debts);
-        // Put back also when this is dropped half way.
-        let mut rest = Rest { master, debts };
-        let mut kept = Vec::new();
-        let before = rest.debts.len();
-        let mut settled = 0;
-        while !rest.debts.is_empty() {
-            let from = rest.debts.len().saturating_sub(BATCH);
-            let ends = rest.debts[from..].iter().map(|debt| debt.delete(master));
-            let ends = join_all(ends).await;
-            let batch = rest.debts.split_off(from);
-            let mut is_silent = true;
-            for (debt, end) in batch.into_iter().zip(ends) {
-                match end {
-                    End::Settled => {
-                        settled += 1;
-                        is_silent = false;
-                        if let Some(follower) = &debt.follower {
-                            follower.confirmed();
-                        }
-                    }
-                    End::Refused => {
-                        is_silent = false;
-                        lock(&master.debts.0).left += 1;
-                    }
-                    End::Open => kept.push(debt),
-                }
-            }
-            if is_silent {
+        let mut count = lock(&self.master.debts.0).waiting.len();
+        let mut has_kept = false;
+        while count > 0 {
+            let mut batch = Batch::take(&self.master, count.min(BATCH));
+            count -= batch.debts.len();
+            let has_answered = batch.delete().await;
+            has_kept |= !batch.debts.is_empty();
+            if !has_answered {
                 break;
             }
         }
-        rest.debts.extend(kept);
-        settled > 0 && settled < before
+        has_kept
     }
 }
 
-/// Debts that are being settled.
-struct Rest<'a> {
+/// Debts that are just being deleted. What is left of them goes back to the end of the list.
+struct Batch<'a> {
     master: &'a Master,
     debts: Vec<Debt>,
+    taken: usize,
 }
 
-impl Drop for Rest<'_> {
+impl<'a> Batch<'a> {
+    fn take(master: &'a Master, most: usize) -> Self {
+        let mut list = lock(&master.debts.0);
+        let taken = most.min(list.waiting.len());
+        let debts = list.waiting.drain(..taken).collect();
+        list.under_way += taken;
+        Self {
+            master,
+            debts,
+            taken,
+        }
+    }
+
+    /// Sends each delete, and forgets what is settled. Returns whether the master has answered one.
+    async fn delete(&mut self) -> bool {
+        let ends = join_all(self.debts.iter().map(|debt| debt.delete(self.master))).await;
+        let mut ends_left = ends.iter();
+        let mut refused = 0;
+        self.debts.retain(|debt| match ends_left.next() {
+            Some(End::Settled) => {
+                if let Some(follower) = &debt.follower {
+                    follower.confirmed();
+                }
+                false
+            }
+            Some(End::Refused) => {
+                refused += 1;
+                false
+            }
+            Some(End::MayComeBack | End::Failed) | None => true,
+        });
+        lock(&self.master.debts.0).left += refused;
+        ends.iter().any(|end| *end != End::Failed)
+    }
+}
+
+impl Drop for Batch<'_> {
     fn drop(&mut self) {
         let mut list = lock(&self.master.debts.0);
-        // Before those that have come meanwhile.
-        let new = std::mem::take(&mut list.debts);
-        list.debts = std::mem::take(&mut self.debts);
-        list.debts.extend(new);
+        list.under_way -= self.taken;
+        list.waiting.extend(self.debts.drain(..));
     }
 }
 
@@ -234,13 +353,6 @@ impl Debt {
         let request = Request::release(std::slice::from_ref(&self.key), &self.value);
         let permit = SendPermit::Delete(Arc::clone(&self.deletes), self.place);
         let answer = master.send(&request, &permit, PAUSE).await;
-        let has_found = matches!(answer, Answer::Granted(_));
-        if answer.is_settled() && !self.deletes.may_be_late(self.place, has_found) {
-            End::Settled
-        } else if answer.is_settled() || answer.may_pass() {
-            End::Open
-        } else {
-            End::Refused
-        }
+        End::of(&answer, &self.deletes, self.place)
     }
 }

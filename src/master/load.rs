@@ -1,16 +1,28 @@
 //! How much a master has to do for one client: the requests that it has not answered yet.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use super::window::FIRST;
+use tokio::time::Instant;
+
+use super::window::{FIRST, MOST};
 use crate::queue::Line;
+
+/// A master whose line is so long that a request waits in it for longer than this cannot keep up. Longer than a window
+/// needs to grow with a burst of requests.
+const BEHIND_AFTER: Duration = Duration::from_millis(250);
 
 /// The requests to one master that have no answer yet, sent or not.
 pub(crate) struct Load {
+    created: Instant,
     requests: AtomicUsize,
     /// How many of them may be under way at a time; see [`Window`](super::window::Window).
     window: AtomicUsize,
+    /// The serial number of the connection that has this window.
+    connection: AtomicU64,
+    /// Since when the oldest attempt waits to be sent, in milliseconds since `created`, from 1; 0: none waits.
+    head_since: AtomicU64,
     /// Those who wait for room on the masters.
     line: Arc<Line>,
 }
@@ -18,8 +30,11 @@ pub(crate) struct Load {
 impl Load {
     pub(crate) fn new(line: Arc<Line>) -> Arc<Self> {
         Arc::new(Self {
+            created: Instant::now(),
             requests: AtomicUsize::new(0),
+            head_since: AtomicU64::new(0),
             window: AtomicUsize::new(FIRST),
+            connection: AtomicU64::new(0),
             line,
         })
     }
@@ -36,10 +51,17 @@ impl Load {
         self.requests.load(Ordering::SeqCst) < self.window.load(Ordering::Relaxed)
     }
 
-    /// Whether the master cannot keep up: as many requests as it may have under way wait for it besides.
+    /// Whether the master cannot keep up with the attempts that it has.
     pub(crate) fn is_behind(&self) -> bool {
         // Relaxed: a guide. A request more or less does no harm.
-        self.requests.load(Ordering::Relaxed) >= 2 * self.window.load(Ordering::Relaxed)
+        let requests = self.requests.load(Ordering::Relaxed);
+        // First what costs nothing.
+        if requests < 2 * self.window.load(Ordering::Relaxed) {
+            return false;
+        }
+        let since = self.head_since.load(Ordering::Relaxed);
+        let has_waited = self.millis(Instant::now()).saturating_sub(since);
+        requests >= 2 * MOST || since > 0 && u128::from(has_waited) > BEHIND_AFTER.as_millis()
     }
 
     /// The number of requests without an answer.
@@ -47,8 +69,32 @@ impl Load {
         self.requests.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn set_window(&self, window: usize) {
-        self.window.store(window, Ordering::Relaxed);
+    /// There is a new connection.
+    pub(crate) fn reset_window(&self, connection: u64) {
+        // Relaxed, as for `is_behind`: the next reply sets the window again.
+        self.connection.store(connection, Ordering::Relaxed);
+        self.window.store(FIRST, Ordering::Relaxed);
+        self.head_since.store(0, Ordering::Relaxed);
+    }
+
+    /// Sets the window, if this connection is the one in use.
+    pub(crate) fn set_window(&self, connection: u64, window: usize) {
+        if self.connection.load(Ordering::Relaxed) == connection {
+            self.window.store(window, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets since when the oldest attempt waits to be sent, if this connection is the one in use.
+    pub(crate) fn set_head(&self, connection: u64, since: Option<Instant>) {
+        if self.connection.load(Ordering::Relaxed) == connection {
+            let since = since.map_or(0, |since| self.millis(since));
+            self.head_since.store(since, Ordering::Relaxed);
+        }
+    }
+
+    fn millis(&self, at: Instant) -> u64 {
+        let millis = at.duration_since(self.created).as_millis();
+        u64::try_from(millis).unwrap_or(u64::MAX).saturating_add(1)
     }
 
     /// The state of the master has changed: those who wait look again.

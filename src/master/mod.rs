@@ -18,14 +18,14 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 pub(crate) use self::connection::External;
-use self::connection::{Command, Connection, Order, Urgency};
+use self::connection::{Command, Connection, Order, SendError, Urgency};
 pub(crate) use self::connector::{Connector, address};
 use self::debts::Debts;
-pub(crate) use self::debts::{Debt, Follower};
+pub(crate) use self::debts::{Debt, End, Follower};
 use self::link::Link;
 use self::load::Load;
-use self::reply::Next;
 pub(crate) use self::reply::{Answer, HeldKey, Payload};
+use self::reply::{Next, is_unsupported};
 use self::request::DeleteBy;
 pub(crate) use self::request::{Request, hash_scripts};
 use crate::address::Address;
@@ -63,9 +63,14 @@ impl Master {
         self.link.address()
     }
 
-    /// The error with which a request would fail at once. Like a request, this makes the master be connected to.
+    /// The error with which a request would fail at once.
     pub(crate) fn known_failure(&self, patience: Duration) -> Option<MasterError> {
         self.link.known_failure(patience)
+    }
+
+    /// Has the master connected to, where a request is not sent because it would fail.
+    pub(crate) fn keep_connecting(&self) {
+        self.link.keep_connecting();
     }
 
     /// Whether a request would be sent at once.
@@ -83,13 +88,6 @@ impl Master {
         })
     }
 
-    /// Logs that no answer came in time, and returns the error that says so.
-    pub(crate) fn report_timeout(&self, timeout: Duration) -> MasterError {
-        let error = MasterError::TimedOut(timeout);
-        self.link.report(&error);
-        error
-    }
-
     /// Sends a request, if it is still permitted when there is a connection, and waits for the answer.
     ///
     /// `patience` is how long an attempt to connect may have taken before the request fails. The request is queued by the
@@ -101,24 +99,12 @@ impl Master {
         patience: Duration,
     ) -> Answer {
         let answer = self.send(&request, &permit, patience).await;
-        if let (Answer::Failed(MasterError::TimedOut(_)), SendPermit::Delete(..)) =
-            (&answer, &permit)
-        {
-            self.link.mark_unanswered(request.command());
-        }
         match &answer {
             Answer::Failed(error) => self.link.report(error),
             Answer::Granted(_) | Answer::Refused | Answer::Recreated => self.link.report_answer(),
             Answer::NotNeeded | Answer::HoldsNothing => {}
         }
         answer
-    }
-
-    /// Sends a request that only reads, and waits at most `patience` for the answer.
-    pub(crate) async fn inspect(&self, request: &Request, patience: Duration) -> Answer {
-        let answer = self.send(request, &SendPermit::ReadOnly, patience);
-        let answer = timeout(patience, answer).await;
-        answer.unwrap_or_else(|_| Answer::Failed(self.report_timeout(patience)))
     }
 
     /// Sends a request and waits for the answer.
@@ -131,9 +117,7 @@ impl Master {
         {
             match self.send_on(connection, request, command, permit).await {
                 // The user may not use the command, or a proxy does not know it. The script may be allowed.
-                Next::Answer(Answer::Failed(
-                    MasterError::Forbidden(_) | MasterError::Server(_),
-                )) => {
+                Next::Answer(Answer::Failed(error)) if is_unsupported(&error) => {
                     self.link.set_delete_by(DeleteBy::Script);
                 }
                 Next::Answer(answer) => return answer,
@@ -221,12 +205,16 @@ impl Master {
             SendPermit::ReadOnly | SendPermit::Write(..) => Urgency::Held,
         };
         let order = Order {
-            command,
+            command: Arc::clone(&command),
             kind: Some(kind),
             permit: permit.clone(),
             urgency,
         };
-        Next::after(kind, self.link.exchange(connection, order).await)
+        let reply = self.link.exchange(connection, order).await;
+        if matches!(reply, Err(SendError::Silent(_))) && urgency == Urgency::Delete {
+            self.link.mark_unanswered(command);
+        }
+        Next::after(kind, reply)
     }
 }
 

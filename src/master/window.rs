@@ -80,12 +80,27 @@ impl Window {
         }
     }
 
+    /// How many requests may be under way, except while the window is made small to measure the round trip.
+    pub(crate) fn usual_limit(&self) -> usize {
+        self.limit
+    }
+
     pub(crate) fn under_way(&self) -> usize {
         self.under_way
     }
 
+    /// How many requests may be sent together. Their replies come together, so a slow master must be able to answer them
+    /// before it counts as silent.
+    pub(crate) fn batch(&self, silence: Duration) -> usize {
+        in_time(self.rate, silence / 4).max(LEAST)
+    }
+
     /// Requests were sent.
-    pub(crate) fn sent(&mut self, requests: usize) {
+    pub(crate) fn sent(&mut self, requests: usize, now: Moment) {
+        if self.under_way == 0 {
+            // Otherwise an idle time would count as a time in which the master answered few requests.
+            self.sample = Sample::new(now);
+        }
         self.under_way += requests;
         self.sample.was_full |= self.under_way >= self.limit();
     }
@@ -190,7 +205,7 @@ mod tests {
         let service = Duration::from_nanos(1_000_000_000 / rate);
         while from.until(now) < span {
             for _ in 0..window.limit().saturating_sub(window.under_way) {
-                window.sent(1);
+                window.sent(1, now);
                 let begins = if free_at < now { now } else { free_at };
                 free_at = begins.after(service);
                 under_way.push_back((now, free_at.after(round_trip)));
@@ -275,7 +290,7 @@ mod tests {
             if request == 20 {
                 limit = window.limit;
             }
-            window.sent(1);
+            window.sent(1, now);
             now = now.after(Duration::from_millis(1));
             window.answered(1, Duration::from_millis(1), now);
         }

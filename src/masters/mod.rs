@@ -53,6 +53,10 @@ impl Masters {
         // Allocates nothing where no master fails.
         let failures: Vec<_> = failures.collect();
         if self.count() - failures.len() < quorum(self.count()) {
+            // Otherwise no request would reach these masters, and the attempts to connect would end.
+            for (place, _) in &failures {
+                self.all[*place].keep_connecting();
+            }
             return Round::decided_by(self, failures);
         }
         let is_attempt = request.kind().is_attempt();
@@ -106,6 +110,16 @@ impl Masters {
         self.all[debt.place].owe(debt);
     }
 
+    /// Counts a key that one master will not delete.
+    pub(crate) fn leave_key(&self, place: usize) {
+        self.all[place].leave_key();
+    }
+
+    /// How many attempts wait in line.
+    pub(crate) fn line_length(&self) -> usize {
+        self.line.length()
+    }
+
     /// The votes where every master failed with the same error.
     pub(crate) fn all_failed(&self, error: &MasterError) -> Ballots {
         let votes = self.all.iter().map(|master| {
@@ -124,11 +138,13 @@ impl Masters {
         views.collect()
     }
 
-    /// Asks every master for a key, and waits for all of them; for each at most `patience`.
+    /// Asks every master for a key, and waits until each has answered or failed.
     pub(crate) async fn inspect(&self, request: &Request, patience: Duration) -> Vec<MasterView> {
         let views = self.all.iter().map(async |master| {
-            let answer = master.inspect(request, patience).await;
-            view(master.address(), answer)
+            let answer = master
+                .clone()
+                .ask(request.clone(), SendPermit::ReadOnly, patience);
+            view(master.address(), answer.await)
         });
         join_all(views).await
     }

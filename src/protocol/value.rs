@@ -12,7 +12,7 @@ const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnop
 const PARTS: [u32; 3] = [10, 10, 7];
 
 /// A random text of 160 bits. Each attempt has a value of its own. Or a value that another process handed over.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Value(Arc<str>);
 
 impl Value {

@@ -468,7 +468,8 @@ async fn a_master_that_forbids_scripts_is_warned_of_once() {
 }
 
 #[tokio::test]
-async fn background_releases_that_a_master_did_not_confirm_in_time_are_warned_of_once_with_their_number() {
+async fn background_releases_that_a_master_did_not_confirm_in_time_are_warned_of_once_with_their_number()
+ {
     let mut masters = Masters::start(3);
     let dlm = client(&masters);
     let mut guards = Vec::new();

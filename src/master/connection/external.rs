@@ -1,6 +1,6 @@
 //! Serves the queue to a connection that the user has handed in, an *external* connection.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use futures::future::{BoxFuture, join_all};
@@ -34,8 +34,8 @@ pub(super) struct Turns {
     connection: Arc<dyn External>,
     /// The values with a command in flight.
     in_flight: HashSet<Value>,
-    /// For some of them: the commands that came after the one in flight.
-    waiting: HashMap<Value, VecDeque<Queued>>,
+    /// For some of them: the commands that came after the one in flight. Sorted, so that a simulation repeats itself.
+    waiting: BTreeMap<Value, VecDeque<Queued>>,
 }
 
 impl Turns {
@@ -43,7 +43,7 @@ impl Turns {
         Self {
             connection,
             in_flight: HashSet::new(),
-            waiting: HashMap::new(),
+            waiting: BTreeMap::new(),
         }
     }
 }
@@ -92,6 +92,10 @@ impl Transport for Turns {
         }
         next
     }
+
+    fn waiting(&mut self) -> impl Iterator<Item = &mut Queued> {
+        self.waiting.values_mut().flatten()
+    }
 }
 
 #[cfg(test)]
@@ -99,9 +103,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::master::load::Load;
     use crate::permit::SendPermit;
-    use crate::queue::Line;
     use crate::testing::Masters;
 
     /// A queued command whose caller waits for as long as the receiver exists.
@@ -120,7 +122,7 @@ mod tests {
             queued: tokio::time::Instant::now(),
             is_sent: false,
             reply: Some(reply),
-            _ticket: Load::new(Arc::new(Line::default())).enter(),
+            ticket: None,
         };
         (queued, caller)
     }

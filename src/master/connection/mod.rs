@@ -86,8 +86,8 @@ struct Queued {
     is_sent: bool,
     /// `None` once the caller has been told.
     reply: Option<oneshot::Sender<Result<Reply, SendError>>>,
-    /// Counts the command until it is answered, or leaves the line.
-    _ticket: Ticket,
+    /// Counts the command until it is answered or given up, or leaves the line.
+    ticket: Option<Ticket>,
 }
 
 impl Command {
@@ -190,7 +190,7 @@ impl Connection {
             queued: Instant::now(),
             is_sent: false,
             reply: Some(reply),
-            _ticket: self.load.enter(),
+            ticket: Some(self.load.enter()),
         };
         if self.queue.send(queued).is_err() {
             return Err(SendError::unsent());
@@ -227,8 +227,13 @@ impl Queued {
     }
 
     /// Tells the caller that the master has been silent for that long. The command may still be executed.
+    ///
+    /// Not the caller of a ping: it waits for a sign of life, however late.
     fn give_up(&mut self, silence: Duration) {
-        self.tell(Err(SendError::Silent(silence)));
+        if self.urgency != Urgency::Ping {
+            self.tell(Err(SendError::Silent(silence)));
+            self.ticket = None;
+        }
     }
 
     fn tell(&mut self, reply: Result<Reply, SendError>) {

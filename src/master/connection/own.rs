@@ -1,6 +1,7 @@
 //! Sends commands over a connection that this crate has opened.
 
 use std::future::poll_fn;
+use std::iter;
 use std::task::Poll;
 
 use futures::FutureExt;
@@ -39,6 +40,10 @@ impl Transport for Own {
 
     fn after(&mut self, _: &Queued) -> Option<Queued> {
         None
+    }
+
+    fn waiting(&mut self) -> impl Iterator<Item = &mut Queued> {
+        iter::empty()
     }
 }
 

@@ -1,15 +1,16 @@
 //! Serves the queue of a connection: sends as much as the window allows, deletes and extensions first, passes the replies
 //! on, and gives up on requests when the master is silent.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use redis::Value as Reply;
 use tokio::sync::mpsc;
@@ -17,10 +18,11 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{Queued, SendError, Urgency};
 use crate::clock::Moment;
+use crate::engine::others_have_run;
 use crate::master::link::Activity;
 use crate::master::load::Load;
 use crate::master::reply::Sign;
-use crate::master::window::{FIRST, Window};
+use crate::master::window::Window;
 
 /// How long the job waits for replies after every handle to the connection is gone. A master that hangs would keep the
 /// connection open for ever.
@@ -42,6 +44,9 @@ pub(super) trait Transport: Send + 'static {
 
     /// A command was answered. Returns a command that had to wait for this.
     fn after(&mut self, queued: &Queued) -> Option<Queued>;
+
+    /// The commands that were taken out of the line, and wait for others.
+    fn waiting(&mut self) -> impl Iterator<Item = &mut Queued>;
 }
 
 /// What a connection is served with.
@@ -79,20 +84,20 @@ pub(super) async fn serve<T: Transport>(
     mut queue: mpsc::UnboundedReceiver<Queued>,
 ) {
     let now = Instant::now();
-    terms.load.set_window(FIRST);
     let mut line = Line {
         transport,
         window: Window::new(Moment::from_nanos(0)),
         started: now,
         last_reply: now,
+        pings: VecDeque::new(),
         urgent: VecDeque::new(),
         others: VecDeque::new(),
-        batches: VecDeque::new(),
-        first_batch: 0,
+        batches: BTreeMap::new(),
+        next_batch: 0,
         terms,
     };
     let mut in_flight = FuturesUnordered::new();
-    let mut timer: Option<Pin<Box<Sleep>>> = None;
+    let mut silence = Silence::default();
     let mut arrived = Vec::new();
     let serving = poll_fn(|cx| {
         loop {
@@ -105,6 +110,7 @@ pub(super) async fn serve<T: Transport>(
             while let Some(exchange) = line.send_next() {
                 in_flight.push(exchange);
             }
+            line.show_head();
             let mut has_changed = false;
             while let Poll::Ready(Some((batch, replies))) = in_flight.poll_next_unpin(cx) {
                 has_changed = true;
@@ -114,7 +120,7 @@ pub(super) async fn serve<T: Transport>(
                     line.fail_unsent();
                 }
             }
-            has_changed |= line.check_silence(&mut timer, cx).is_ready();
+            has_changed |= line.check_silence(&mut silence, cx).is_ready();
             match received {
                 Poll::Ready(0) if line.is_empty() => return Poll::Ready(()),
                 _ if has_changed => {}
@@ -141,14 +147,14 @@ struct Line<T> {
     started: Instant,
     /// When the master last replied.
     last_reply: Instant,
+    pings: VecDeque<Queued>,
     /// Deletes, extensions and questions: what keeps a lock, or lets one go.
     urgent: VecDeque<Queued>,
     /// New attempts.
     others: VecDeque<Queued>,
-    /// What is under way, in the order of sending.
-    batches: VecDeque<Batch>,
-    /// The number of the first of `batches`.
-    first_batch: u64,
+    /// What is under way, in the order of sending. A map, because an external connection may answer in another order.
+    batches: BTreeMap<u64, Batch>,
+    next_batch: u64,
 }
 
 /// Commands that were sent together.
@@ -159,18 +165,32 @@ struct Batch {
     is_given_up: bool,
 }
 
+/// What wakes the job when the master may have been silent for too long.
+#[derive(Default)]
+struct Silence {
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Reads the replies that have arrived meanwhile: a stall of this process is no silence of the master.
+    last_look: Option<BoxFuture<'static, ()>>,
+}
+
 impl<T: Transport> Line<T> {
     fn arrive(&mut self, queued: Queued) {
-        if queued.urgency == Urgency::Attempt {
-            self.others.push_back(queued);
-        } else {
-            self.urgent.push_back(queued);
+        match queued.urgency {
+            Urgency::Ping => self.pings.push_back(queued),
+            Urgency::Delete | Urgency::Held => self.urgent.push_back(queued),
+            Urgency::Attempt => self.others.push_back(queued),
         }
     }
 
     /// Whether nothing waits to be sent.
     fn is_empty(&self) -> bool {
-        self.urgent.is_empty() && self.others.is_empty()
+        self.pings.is_empty() && self.urgent.is_empty() && self.others.is_empty()
+    }
+
+    /// The time since the connection is served, as the window counts it.
+    fn moment(&self, now: Instant) -> Moment {
+        let nanos = now.duration_since(self.started).as_nanos();
+        Moment::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
     /// Begins to send what may be sent now; `None` if there is nothing.
@@ -179,7 +199,8 @@ impl<T: Transport> Line<T> {
         &mut self,
     ) -> Option<impl Future<Output = (u64, Vec<Result<Reply, SendError>>)> + Send + use<T>> {
         let mut commands = Vec::new();
-        while commands.len() < T::MAX_BATCH {
+        let most = self.window.batch(self.terms.silence).min(T::MAX_BATCH);
+        while commands.len() < most {
             let sent = self.window.under_way() + commands.len();
             let Some(next) = self.take(sent) else { break };
             commands.push(next);
@@ -187,29 +208,39 @@ impl<T: Transport> Line<T> {
         if commands.is_empty() {
             return None;
         }
-        self.window.sent(commands.len());
-        let number = self.first_batch + u64::try_from(self.batches.len()).unwrap_or(u64::MAX);
+        let sent = Instant::now();
+        self.window.sent(commands.len(), self.moment(sent));
+        let number = self.next_batch;
+        self.next_batch += 1;
         let exchange = self.transport.exchange(&commands);
-        self.batches.push_back(Batch {
-            sent: Instant::now(),
+        let batch = Batch {
+            sent,
             commands,
             is_given_up: false,
-        });
+        };
+        self.batches.insert(number, batch);
         Some(exchange.map(move |replies| (number, replies)))
+    }
+
+    /// Lets others see how long attempts wait.
+    fn show_head(&self) {
+        let Terms { load, serial, .. } = &self.terms;
+        load.set_head(*serial, self.others.front().map(|head| head.queued));
     }
 
     /// The next command that there is room for, and that is still permitted. Those that nobody needs any more leave the
     /// line here, at no cost.
     fn take(&mut self, sent: usize) -> Option<Queued> {
         loop {
-            let (urgent, others) = (&mut self.urgent, &mut self.others);
-            let next = match urgent.front().map(|next| next.urgency) {
-                Some(Urgency::Ping) => urgent.pop_front(),
+            let limit = self.window.limit();
+            let next = if !self.pings.is_empty() {
+                self.pings.pop_front()
+            } else if !self.urgent.is_empty() {
                 // Twice the room, so that everything in a full window can be deleted: a master that is silent executes
                 // these deletes behind what they delete, also after this process has ended.
-                Some(_) if sent < 2 * self.window.limit() => urgent.pop_front(),
-                None if sent < self.window.limit() => others.pop_front(),
-                _ => None,
+                (sent < 2 * limit).then(|| self.urgent.pop_front())?
+            } else {
+                (sent < limit).then(|| self.others.pop_front())?
             }?;
             if next.is_skipped() {
                 continue;
@@ -230,19 +261,9 @@ impl<T: Transport> Line<T> {
 
     /// Passes the replies to a batch on. Returns whether the connection has broken.
     fn answered(&mut self, number: u64, replies: Vec<Result<Reply, SendError>>) -> bool {
-        let place = usize::try_from(number - self.first_batch).unwrap_or(usize::MAX);
-        let Some(batch) = self.batches.get_mut(place) else {
+        let Some(Batch { sent, commands, .. }) = self.batches.remove(&number) else {
             return false;
         };
-        let (sent, commands) = (batch.sent, std::mem::take(&mut batch.commands));
-        while self
-            .batches
-            .front()
-            .is_some_and(|batch| batch.commands.is_empty())
-        {
-            self.batches.pop_front();
-            self.first_batch += 1;
-        }
         let mut is_broken = false;
         let mut is_alive = false;
         let count = commands.len();
@@ -257,10 +278,10 @@ impl<T: Transport> Line<T> {
         if is_alive {
             self.last_reply = now;
             self.terms.activity.mark_alive();
-            let at = now.duration_since(self.started).as_nanos();
-            let at = Moment::from_nanos(u64::try_from(at).unwrap_or(u64::MAX));
+            let at = self.moment(now);
             self.window.answered(count, now.duration_since(sent), at);
-            self.terms.load.set_window(self.window.limit());
+            let Terms { load, serial, .. } = &self.terms;
+            load.set_window(*serial, self.window.usual_limit());
         } else {
             self.window.forgotten(count);
         }
@@ -276,32 +297,41 @@ impl<T: Transport> Line<T> {
 
     /// The connection has broken before these were sent.
     fn fail_unsent(&mut self) {
-        for queued in self.urgent.drain(..).chain(self.others.drain(..)) {
+        let Self {
+            pings,
+            urgent,
+            others,
+            ..
+        } = self;
+        for queued in [pings, urgent, others]
+            .into_iter()
+            .flat_map(|line| line.drain(..))
+        {
             queued.answer(Err(SendError::unsent()));
         }
     }
 
-    /// Since when the oldest request waits for a reply, or behind others for its turn.
-    fn waits_since(&self) -> Option<Instant> {
-        let mut under_way = self.batches.iter().filter(|batch| !batch.is_given_up);
-        if let Some(oldest) = under_way.next() {
-            return Some(oldest.sent);
+    /// Since when the oldest request waits, with its caller.
+    fn waits_since(&mut self) -> Option<Instant> {
+        let mut under_way = self.batches.values().filter(|batch| !batch.is_given_up);
+        let under_way = under_way.next().map(|batch| batch.sent);
+        let heads = [self.urgent.front(), self.others.front()];
+        let heads = heads.into_iter().flatten().map(|head| head.queued);
+        if let Some(oldest) = heads.chain(under_way).min() {
+            return Some(oldest);
         }
-        let lines = [&self.urgent, &self.others];
-        let heads = lines.into_iter().filter_map(|line| line.front());
-        heads.map(|head| head.queued).min()
+        let waiting = self.transport.waiting().filter(|it| it.reply.is_some());
+        waiting.map(|queued| queued.queued).min()
     }
 
-    /// Gives up on what waits since then.
+    /// Gives up on what has waited since then, or for longer. Replies that come later still count for what is to be deleted.
     fn give_up(&mut self, since: Instant) {
         let silence = self.terms.silence;
-        let mut under_way = self.batches.iter_mut().filter(|batch| !batch.is_given_up);
-        if let Some(oldest) = under_way.next() {
-            oldest.is_given_up = true;
-            for queued in &mut oldest.commands {
+        for batch in self.batches.values_mut().filter(|it| it.sent <= since) {
+            batch.is_given_up = true;
+            for queued in &mut batch.commands {
                 queued.give_up(silence);
             }
-            return;
         }
         for line in [&mut self.urgent, &mut self.others] {
             while line.front().is_some_and(|head| head.queued <= since)
@@ -310,31 +340,37 @@ impl<T: Transport> Line<T> {
                 head.answer(Err(SendError::Silent(silence)));
             }
         }
+        let waiting = self.transport.waiting();
+        for queued in waiting.filter(|queued| queued.queued <= since) {
+            queued.give_up(silence);
+        }
     }
 
-    /// Gives up on the requests that a silent master has not answered. Replies that come later still count for what is to
-    /// be deleted. Ready when some were given up.
-    fn check_silence(
-        &mut self,
-        timer: &mut Option<Pin<Box<Sleep>>>,
-        cx: &mut Context<'_>,
-    ) -> Poll<()> {
+    /// Gives up on the requests that a silent master has not answered. Ready when some were given up.
+    fn check_silence(&mut self, check: &mut Silence, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             let Some(since) = self.waits_since() else {
                 return Poll::Pending;
             };
             // While replies keep coming, the age of a request says nothing of the master.
             let deadline = since.max(self.last_reply) + self.terms.silence;
-            if Instant::now() >= deadline {
-                self.give_up(since);
+            let now = Instant::now();
+            if now >= deadline {
+                let look = check
+                    .last_look
+                    .get_or_insert_with(|| others_have_run().boxed());
+                ready!(look.poll_unpin(cx));
+                check.last_look = None;
+                self.give_up(now - self.terms.silence);
                 return Poll::Ready(());
             }
+            check.last_look = None;
             // A timer that is set is left, also where the deadline has moved on: to set one costs more than to look.
-            let sleep = timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-            match sleep.as_mut().poll(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(()) => *timer = None,
-            }
+            let timer = check
+                .timer
+                .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+            ready!(timer.as_mut().poll(cx));
+            check.timer = None;
         }
     }
 }

@@ -17,6 +17,8 @@ pub(crate) struct Activity {
     /// When the oldest request without a reply was sent; 0: each has one. Any reply counts as the reply to all of them,
     /// since it shows that the master is alive.
     unanswered_since: AtomicU64,
+    /// When the master last replied.
+    last_reply: AtomicU64,
     /// When the last attempt to connect began.
     last_attempt: AtomicU64,
     /// When a request last needed a connection.
@@ -30,6 +32,7 @@ impl Activity {
         Self {
             created: Instant::now(),
             unanswered_since: AtomicU64::new(0),
+            last_reply: AtomicU64::new(0),
             last_attempt: AtomicU64::new(0),
             last_used: AtomicU64::new(0),
             is_checking: AtomicBool::new(false),
@@ -57,6 +60,12 @@ impl Activity {
     /// The master has replied, in time or not.
     pub(in crate::master) fn mark_alive(&self) {
         self.unanswered_since.store(0, Ordering::Relaxed);
+        self.last_reply.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// How long ago the master last replied.
+    pub(super) fn since_last_reply(&self) -> Duration {
+        self.since(&self.last_reply)
     }
 
     pub(super) fn mark_used(&self) {

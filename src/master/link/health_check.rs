@@ -3,12 +3,13 @@
 use std::pin::pin;
 use std::sync::Arc;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::activity::DISCONNECT_UNUSED_AFTER;
 use super::reconnector::Reconnector;
 use super::state::Event;
 use super::{Link, PING_AFTER};
+use crate::engine::others_have_run;
 use crate::master::connection::{Command, Connection, Order};
 use crate::master::reply::Sign;
 use crate::vote::MasterError;
@@ -31,9 +32,16 @@ impl HealthCheck {
     pub(super) async fn run(self, connection: Connection) {
         let Self(reconnector) = &self;
         let link = reconnector.link();
-        let ping = link.exchange(connection.clone(), Order::plain(ping()));
+        let begun = Instant::now();
+        let mut ping = pin!(link.exchange(connection.clone(), Order::plain(ping())));
         // Any reply will do, and an error too: the exchange has told the link what it means.
-        if timeout(link.ping_timeout(), ping).await.is_ok() {
+        if timeout(link.ping_timeout(), &mut ping).await.is_ok() {
+            return;
+        }
+        // A stall of this process is no silence of the master.
+        others_have_run().await;
+        // The reply to the ping may have to wait for those to earlier requests. Each of them is a sign of life.
+        if link.activity.since_last_reply() < begun.elapsed() {
             return;
         }
         if link.on(Event::PingTimedOut(connection.serial())) {

@@ -159,14 +159,14 @@ impl Link {
         self.state.wait_for(|| self.request(), inspect).await;
     }
 
-    /// The error with which a request would fail at once. Like a request, this starts to connect.
-    pub(crate) fn known_failure(self: &Arc<Self>, patience: Duration) -> Option<MasterError> {
-        let failure = self.failure(&self.state.borrow(), patience);
-        if failure.is_some() {
-            // Otherwise no request would reach the link while the master is down, and the attempts to connect would end.
-            self.request();
-        }
-        failure
+    /// The error with which a request would fail at once.
+    pub(crate) fn known_failure(&self, patience: Duration) -> Option<MasterError> {
+        self.failure(&self.state.borrow(), patience)
+    }
+
+    /// Connects as for a request, if need be.
+    pub(crate) fn keep_connecting(self: &Arc<Self>) {
+        self.request();
     }
 
     fn failure(&self, state: &State, patience: Duration) -> Option<MasterError> {

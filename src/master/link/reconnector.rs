@@ -129,7 +129,9 @@ impl Link {
         self.on(Event::HungGivenUp);
         let greeting = self.connector.set_up(&connection).await;
         let unanswered = lock(&self.unanswered_delete).clone();
-        if let Some(delete) = unanswered {
+        if let Some(delete) = unanswered
+            && self.connector.reconnects()
+        {
             // Any reply shows that the master executes writes, an error too.
             let reply = connection.send_plain(delete).await;
             if Sign::of(&reply) != Sign::Alive {
@@ -163,6 +165,7 @@ impl Link {
         unclosed.push(connection.serial(), client_id);
         *lock(&self.unclosed) = unclosed;
         self.set_delete_by(delete_by);
+        self.load.reset_window(connection.serial());
         self.logged.connected();
         self.activity.mark_alive();
         self.on(Event::Established(connection));

@@ -99,6 +99,15 @@ fn is_unknown_command(error: &RedisError) -> bool {
     detail.is_some_and(|detail| detail.starts_with("unknown command"))
 }
 
+/// Whether a command is unknown to the master, or not allowed to this user. Another command for the same may be.
+pub(crate) fn is_unsupported(error: &MasterError) -> bool {
+    match error {
+        MasterError::Forbidden(_) => true,
+        MasterError::Server(error) => is_unknown_command(error),
+        _ => false,
+    }
+}
+
 /// The error of an attempt to connect.
 pub(crate) fn connect_error(error: RedisError) -> MasterError {
     match ErrorClass::of(&error) {

@@ -26,8 +26,8 @@ use std::time::Duration;
 
 use redis::Value as Reply;
 
-pub(crate) use self::error::connect_error;
 use self::error::{ErrorClass, unexpected};
+pub(crate) use self::error::{connect_error, is_unsupported};
 use super::connection::SendError;
 use super::request::Kind;
 use crate::permit::Effect;
