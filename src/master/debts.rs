@@ -93,7 +93,7 @@ struct List {
     under_way: usize,
     /// Whether a job settles them.
     is_settling: bool,
-    /// How many keys stay until their ttl ends, since that was last logged.
+    /// How many keys stayed until their ttl ended, or will, since that was last logged.
     left: usize,
     last_logged: Option<Instant>,
 }
@@ -227,16 +227,13 @@ impl Settling {
     fn look(&mut self) -> Step {
         let now = Instant::now();
         let mut list = lock(&self.master.debts.0);
-        let (mut expired, mut left) = (Vec::new(), 0);
+        let mut expired = Vec::new();
         list.waiting.retain_mut(|debt| {
-            let Some(is_left) = self.expired(debt, now) else {
-                return true;
-            };
-            left += usize::from(is_left);
-            expired.push((is_left, debt.follower.take()));
-            false
+            let end = self.expired(debt, now);
+            expired.extend(end.map(|end| (end, debt.follower.take())));
+            end.is_none()
         });
-        list.left += left;
+        list.left += expired.len();
         let to_log = list.left_to_log(now);
         let step = list.step(now);
         if matches!(step, Step::End) {
@@ -244,8 +241,8 @@ impl Settling {
             self.has_ended = true;
         }
         drop(list);
-        for (is_left, follower) in expired {
-            if let (false, Some(follower)) = (is_left, follower) {
+        for (end, follower) in expired {
+            if let (End::Settled, Some(follower)) = (end, follower) {
                 follower.confirmed();
             }
         }
@@ -253,14 +250,14 @@ impl Settling {
             tracing::warn!(
                 master = %self.master.address(),
                 keys,
-                "the master did not confirm deletes; these keys stay until their ttl is over"
+                "the master did not confirm deletes; these keys stay until their ttl ends"
             );
         }
         step
     }
 
-    /// Whether a debt is over because its key has expired, and then whether a key may be left all the same.
-    fn expired(&self, debt: &Debt, now: Instant) -> Option<bool> {
+    /// How a debt ends whose key has expired; `None` if it goes on.
+    fn expired(&self, debt: &Debt, now: Instant) -> Option<End> {
         if debt.gone > now {
             return None;
         }
@@ -270,9 +267,8 @@ impl Settling {
             // for a whole ttl from then on. The debt ends when a delete behind it is answered.
             Some(Openness::Current) if debt.gone + LONGEST_WATCH > now => None,
             // The same on a connection that could not be closed. No delete is behind it there.
-            Some(Openness::Current | Openness::Unclosed) => Some(true),
-            // No key can be left.
-            None | Some(Openness::Closed) => Some(false),
+            Some(Openness::Current | Openness::Unclosed) => Some(End::MayComeBack),
+            None | Some(Openness::Closed) => Some(End::Settled),
         }
     }
 

@@ -263,7 +263,7 @@ async fn a_delete_that_is_repeated_while_a_connection_hangs_does_not_fill_its_qu
     gate.open();
     assert_eq!(dlm.shutdown(LONG).await, 0);
     assert_eq!(server.get(&gate.resource), None);
-    // The one that hung, and one that replaces all others.
+    // The one that hung, one that replaces all others behind it, and one that follows when the connection is back.
     let deletes = gate.given().len() - 1;
-    assert!(deletes <= 2, "{deletes} deletes");
+    assert!(deletes <= 3, "{deletes} deletes");
 }
