@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::future::{Either, ready};
+use futures::future::ready;
 use futures::poll;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::Instrument;
@@ -15,7 +15,7 @@ use crate::inner::{Core, Inner};
 use crate::lock::claim::{Claim, Failure};
 use crate::lock::guard::LockGuard;
 use crate::lock::keep_alive::KeepAlive;
-use crate::masters::Round;
+use crate::masters::{Record, Round};
 use crate::observe::Operation;
 use crate::protocol::key::Key;
 use crate::protocol::validity::Ttl;
@@ -41,7 +41,7 @@ struct Granted {
     guard: LockGuard,
     attempts: u32,
     /// For the error if the validity ends before the caller receives the lock.
-    ballots: Ballots,
+    record: Record,
     /// The start of the first attempt.
     start: Instant,
 }
@@ -59,9 +59,9 @@ pub(crate) async fn lock(options: Options) -> Result<LockGuard, LockError> {
         let attempts = attempts.map(|ended| match ended {
             Ok((granted, round)) => {
                 let validity = granted.guard.validity();
-                (Ok(granted), Either::Left(round.finish(validity)))
+                (Ok(granted), round.finish(validity).boxed())
             }
-            Err(error) => (Err(error), Either::Right(ready(()))),
+            Err(error) => (Err(error), ready(()).boxed()),
         });
         attempts.instrument(span)
     };
@@ -75,85 +75,89 @@ pub(crate) async fn lock(options: Options) -> Result<LockGuard, LockError> {
 
 /// Makes attempts until a lock is granted or the retry policy gives up. Returns the lock, and the round to which slower
 /// masters may still have to answer.
-async fn run(
+fn run(
     options: Options,
     core: Arc<Core>,
     span: tracing::Span,
-) -> Result<(Granted, Round), LockError> {
-    let Options {
-        inner,
-        key,
-        ttl,
-        retry,
-        keep_alive,
-    } = options;
-    // Before anything is sent: a ttl that cannot be used is an error of the call, not of a master.
-    let checked_ttl = Ttl::new(ttl, inner.drift)?;
-    let max_lifetime = keep_alive.as_ref().and_then(|it| it.max_lifetime);
-    // Tokio's clock is enough for the retry policy, as no validity depends on this time.
-    let start = Instant::now();
-    let mut delays = None;
-    let mut attempts = 0;
-    let mut last = None;
-    loop {
-        let left = retry.time_left(start.elapsed());
-        if !get_room(&core, inner.request_timeout, left).await {
-            let (failure, ballots) = last.unwrap_or_default();
-            return Err(failed(
-                failure,
-                failure_of(&key, attempts, start.elapsed(), ballots),
-            ));
-        }
-        attempts += 1;
-        span.record("attempts", attempts);
-        // A new value for each attempt: a late SET of an earlier attempt must never be taken for the SET of this
-        // attempt.
-        let value = inner.random.draw(Value::random);
-        // Made before anything is sent. Wherever this future is dropped, the claim deletes what was set.
-        let claim = Arc::new(Claim::new(&inner, &core, &key, value));
-        let asked = Instant::now();
-        // An attempt that has begun may take as long as a silent master, also at the end of the wait.
-        let left = retry.time_left(start.elapsed());
-        let wait = left.unwrap_or(Duration::MAX).max(inner.request_timeout);
-        let attempt = claim.acquire(checked_ttl, max_lifetime, wait).await;
-        let (failure, round) = match attempt {
-            Err(failed) => failed,
-            Ok(round) => {
-                // Here in the engine, so that the lock is kept alive even if the caller is polled late.
-                let guard = match keep_alive {
-                    Some(_) => LockGuard::kept_alive(claim, ttl),
-                    None => LockGuard::new(claim),
-                };
-                let granted = Granted {
-                    guard,
-                    attempts,
-                    ballots: round.ballots(),
-                    start,
-                };
-                return Ok((granted, round));
+) -> impl Future<Output = Result<(Granted, Round), LockError>> + Send {
+    // Not an `async fn`, whose future would have room for each argument twice.
+    async move {
+        let Options {
+            inner,
+            key,
+            ttl,
+            retry,
+            keep_alive,
+        } = &options;
+        // Before anything is sent: a ttl that cannot be used is an error of the call, not of a master.
+        let checked_ttl = Ttl::new(*ttl, inner.drift)?;
+        let max_lifetime = keep_alive.as_ref().and_then(|it| it.max_lifetime);
+        // Tokio's clock is enough for the retry policy, as no validity depends on this time.
+        let start = Instant::now();
+        let mut delays = None;
+        let mut attempts = 0;
+        let mut last = None;
+        loop {
+            let left = retry.time_left(start.elapsed());
+            if !get_room(&core, inner.request_timeout, left).await {
+                let (failure, ballots) = last.unwrap_or_default();
+                return Err(failed(
+                    failure,
+                    failure_of(key, attempts, start.elapsed(), ballots),
+                ));
             }
-        };
-        let waited = start.elapsed();
-        let ballots = round.ballots();
-        // Made only after a failure, since most locks are granted at once. Boxed, because a value that lives across an
-        // await makes every future larger.
-        let delays = delays
-            .get_or_insert_with(|| Box::new(retry.delays(inner.random.draw(|rng| rng.next_u64()))));
-        let Some(delay) = delays.next_after(waited) else {
-            // The drop of the claim queues the deletes before the caller hears of the failure.
-            return Err(failed(failure, failure_of(&key, attempts, waited, ballots)));
-        };
-        tracing::debug!(?failure, %ballots, ?delay, "not granted, waiting");
-        last = Some((failure, ballots));
-        let undo = Undo::new(claim, round, &core);
-        let replies_within = asked
-            .elapsed()
-            .max(LEAST_GRACE)
-            .min(delay)
-            .min(inner.request_timeout);
-        // Boxed for the same reason. The deletes are queued before the pause ends, so on each connection they precede the
-        // SETs of the next attempt.
-        Box::pin(async { futures::join!(undo.run(replies_within), sleep(delay)) }).await;
+            attempts += 1;
+            span.record("attempts", attempts);
+            // A new value for each attempt: a late SET of an earlier attempt must never be taken for the SET of this
+            // attempt.
+            let value = inner.random.draw(Value::random);
+            // Made before anything is sent. Wherever this future is dropped, the claim deletes what was set.
+            let claim = Arc::new(Claim::new(inner, &core, key, value));
+            let asked = Instant::now();
+            // An attempt that has begun may take as long as a silent master, also at the end of the wait.
+            let left = retry.time_left(start.elapsed());
+            let wait = left.unwrap_or(Duration::MAX).max(inner.request_timeout);
+            let attempt = claim.acquire(checked_ttl, max_lifetime, wait).await;
+            let (failure, round) = match attempt {
+                Err(failed) => failed,
+                Ok(round) => {
+                    // Here in the engine, so that the lock is kept alive even if the caller is polled late.
+                    let guard = match keep_alive {
+                        Some(_) => LockGuard::kept_alive(claim, *ttl),
+                        None => LockGuard::new(claim),
+                    };
+                    let granted = Granted {
+                        guard,
+                        attempts,
+                        record: round.record(),
+                        start,
+                    };
+                    return Ok((granted, round));
+                }
+            };
+            let waited = start.elapsed();
+            let ballots = round.ballots();
+            // Made only after a failure, since most locks are granted at once. Boxed, because a value that lives across an
+            // await makes every future larger.
+            let delays = delays.get_or_insert_with(|| {
+                Box::new(retry.delays(inner.random.draw(|rng| rng.next_u64())))
+            });
+            let Some(delay) = delays.next_after(waited) else {
+                // The drop of the claim queues the deletes before the caller hears of the failure.
+                return Err(failed(failure, failure_of(key, attempts, waited, ballots)));
+            };
+            tracing::debug!(?failure, %ballots, ?delay, "not granted, waiting");
+            last = Some((failure, ballots));
+            let undo = Undo::new(claim, round, &core);
+            let replies_within = asked
+                .elapsed()
+                .max(LEAST_GRACE)
+                .min(delay)
+                .min(inner.request_timeout);
+            // Boxed for the same reason. The deletes are queued before the pause ends, so on each connection they precede the
+            // SETs of the next attempt.
+            Box::pin(async { futures::join!(undo.run(replies_within), sleep(delay)) }).await;
+        }
     }
 }
 
@@ -237,11 +241,11 @@ impl Acquiring {
             Ok(Ok(granted)) if !granted.guard.is_valid() => {
                 let Granted {
                     attempts,
-                    ballots,
+                    record,
                     start,
                     ..
                 } = granted;
-                let failure = failure_of(key, attempts, start.elapsed(), ballots);
+                let failure = failure_of(key, attempts, start.elapsed(), record.ballots());
                 Err(LockError::TooLate(failure))
             }
             Ok(ended) => ended.map(|granted| granted.guard),

@@ -173,7 +173,8 @@ impl Claim {
         let request = Request::acquire(&self.key, &self.value, ttl);
         // Waiting beyond the validity is useless: the lock would be granted too late.
         let useful_for = start.until(valid_until).min(wait);
-        let (outcome, round) = self.ask(&request, ttl, useful_for).await;
+        let mut round = self.ask(&request, ttl);
+        let outcome = round.decided(useful_for).await;
         // The clock, not the timer of the wait: the machine may have been suspended in between.
         if outcome == Outcome::Quorum && self.now() < valid_until {
             let mut lease = self.lease();
@@ -216,7 +217,8 @@ impl Claim {
         let left = self
             .remaining()
             .map_err(|reason| self.lost_error(reason, Ballots::default()))?;
-        let (outcome, mut round) = self.ask(&request, ttl, left).await;
+        let mut round = self.ask(&request, ttl);
+        let outcome = round.decided(left).await;
         if outcome == Outcome::Quorum {
             // The slower masters get the extension too, but the caller does not wait for them.
             self.finish_in_background(round);
@@ -332,15 +334,12 @@ impl Claim {
         }
     }
 
-    /// Asks all masters, and waits until the outcome is certain; for no longer than the outcome is useful. A master that is
-    /// silent fails before.
-    async fn ask(&self, request: &Request, ttl: Ttl, useful_for: Duration) -> (Outcome, Round) {
+    /// Sends a request to all masters.
+    fn ask(&self, request: &Request, ttl: Ttl) -> Round {
         let patience = self.inner.request_timeout;
         // Before the request is sent. Relaxed, because the mutex of `dirty` orders this; see `release`.
         self.longest_ttl.fetch_max(ttl.millis(), Ordering::Relaxed);
-        let mut round = self.core.masters.ask(request, &self.dirty, patience);
-        let outcome = round.decided(useful_for).await;
-        (outcome, round)
+        self.core.masters.ask(request, &self.dirty, patience)
     }
 
     /// Lets the engine wait for the masters that have not answered yet, so that they get the request too.

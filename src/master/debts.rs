@@ -348,7 +348,7 @@ impl Debt {
     async fn delete(&self, master: &Master) -> End {
         let request = Request::release(std::slice::from_ref(&self.key), &self.value);
         let permit = SendPermit::Delete(Arc::clone(&self.deletes), self.place);
-        let answer = master.send(&request, &permit, PAUSE).await;
+        let answer = master.ask(&request, permit, PAUSE).await;
         End::of(&answer, &self.deletes, self.place)
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 
-pub(crate) use self::round::{Round, is_quorum};
+pub(crate) use self::round::{Record, Round, is_quorum};
 use crate::address::Address;
 use crate::master::{Answer, Debt, HeldKey, Master, Payload, Request};
 use crate::permit::{Deletes, DirtyMasters, SendPermit};
@@ -65,7 +65,7 @@ impl Masters {
                 return Err(Answer::Failed(error));
             }
             let permit = SendPermit::Write(Arc::clone(dirty), place);
-            Ok(master.clone().ask(request.clone(), permit, patience))
+            Ok(master.ask(request, permit, patience))
         };
         Round::begin(self, ask)
     }
@@ -100,7 +100,7 @@ impl Masters {
                 return Err(Answer::HoldsNothing);
             }
             let permit = SendPermit::Delete(Arc::clone(deletes), place);
-            Ok(master.clone().ask(request.clone(), permit, patience))
+            Ok(master.ask(request, permit, patience))
         };
         Round::begin(self, ask)
     }
@@ -141,10 +141,8 @@ impl Masters {
     /// Asks every master for a key, and waits until each has answered or failed.
     pub(crate) async fn inspect(&self, request: &Request, patience: Duration) -> Vec<MasterView> {
         let views = self.all.iter().map(async |master| {
-            let answer = master
-                .clone()
-                .ask(request.clone(), SendPermit::ReadOnly, patience);
-            view(master.address(), answer.await)
+            let answer = master.ask(request, SendPermit::ReadOnly, patience).await;
+            view(master.address(), answer)
         });
         join_all(views).await
     }

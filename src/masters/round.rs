@@ -1,16 +1,17 @@
 //! One request to all masters, from the first byte to the outcome.
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::future::{BoxFuture, JoinAll, join_all};
+use futures::future::{JoinAll, join_all};
 use tokio::time::timeout;
 
 use super::Masters;
-use crate::master::{Answer, Master};
+use crate::master::{Answer, Asked, Master};
 use crate::protocol::quorum::{Outcome, Tally, reaches_quorum};
 use crate::sync::lock;
 use crate::vote::{Ballots, MasterError, Vote};
@@ -22,10 +23,33 @@ pub(crate) fn is_quorum(ballots: &Ballots, kind: impl Fn(&Vote) -> bool) -> bool
 
 /// One request to every master, in progress.
 pub(crate) struct Round {
+    record: Record,
+    /// The requests that have no answer yet; `None` when each has one.
+    unanswered: Option<JoinAll<Counted>>,
+}
+
+/// The masters, and what they have answered so far. Clones share the answers.
+#[derive(Clone)]
+pub(crate) struct Record {
     masters: Masters,
     answers: Arc<Mutex<Answers>>,
-    /// The requests that have no answer yet; `None` when each has one.
-    unanswered: Option<JoinAll<BoxFuture<'static, ()>>>,
+}
+
+/// A request to one master, whose answer is added to the others.
+struct Counted {
+    asked: Asked,
+    answers: Arc<Mutex<Answers>>,
+    place: usize,
+}
+
+impl Future for Counted {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let answer = ready!(self.asked.poll_unpin(cx));
+        lock(&self.answers).add(self.place, answer);
+        Poll::Ready(())
+    }
 }
 
 /// The answers so far, and the outcome that they make.
@@ -50,41 +74,30 @@ impl Answers {
 }
 
 impl Round {
-    /// Asks every master at once by the future that `ask` returns. Where `ask` returns an answer instead, the master is
-    /// not asked.
-    pub(super) fn begin<F>(
+    /// Asks every master at once by `ask`. Where this returns an answer instead, the master is not asked.
+    pub(super) fn begin(
         masters: &Masters,
-        ask: impl Fn(usize, &Master) -> Result<F, Answer>,
-    ) -> Self
-    where
-        F: Future<Output = Answer> + Send + 'static,
-    {
+        ask: impl Fn(usize, &Master) -> Result<Asked, Answer>,
+    ) -> Self {
         let answers = Arc::new(Mutex::new(Answers::new(masters.count())));
-        let asked = masters
-            .all
-            .iter()
-            .enumerate()
-            .filter_map(|(place, master)| {
-                let answer = match ask(place, master) {
-                    Ok(answer) => answer,
-                    Err(answer) => {
-                        lock(&answers).add(place, answer);
-                        return None;
-                    }
-                };
-                let answers = Arc::clone(&answers);
-                // Boxed, because the future is large and `join_all` moves it.
-                Some(
-                    answer
-                        .map(move |answer| lock(&answers).add(place, answer))
-                        .boxed(),
-                )
-            });
+        let mut unanswered = Vec::with_capacity(masters.count());
+        for (place, master) in masters.all.iter().enumerate() {
+            match ask(place, master) {
+                Ok(asked) => unanswered.push(Counted {
+                    asked,
+                    answers: Arc::clone(&answers),
+                    place,
+                }),
+                Err(answer) => lock(&answers).add(place, answer),
+            }
+        }
         Self {
             // Polls the requests in the order of the masters, so a simulation repeats itself.
-            unanswered: Some(join_all(asked)),
-            masters: masters.clone(),
-            answers,
+            unanswered: Some(join_all(unanswered)),
+            record: Record {
+                masters: masters.clone(),
+                answers,
+            },
         }
     }
 
@@ -95,8 +108,10 @@ impl Round {
             answers.add(place, Answer::Failed(error));
         }
         Self {
-            masters: masters.clone(),
-            answers: Arc::new(Mutex::new(answers)),
+            record: Record {
+                masters: masters.clone(),
+                answers: Arc::new(Mutex::new(answers)),
+            },
             unanswered: None,
         }
     }
@@ -152,18 +167,16 @@ impl Round {
 
     /// The vote of every master.
     pub(crate) fn ballots(&self) -> Ballots {
-        let answers = lock(&self.answers);
-        let votes = answers
-            .received
-            .iter()
-            .map(|answer| answer.clone().map_or(Vote::NotNeeded, Vote::from));
-        let masters = self.masters.all.iter().map(|it| it.address().clone());
-        Ballots::new(masters.zip(votes))
+        self.record.ballots()
+    }
+
+    pub(crate) fn record(&self) -> Record {
+        self.record.clone()
     }
 
     /// The answer of one master; `None` if there is none yet.
     pub(crate) fn answer(&self, master: usize) -> Option<Answer> {
-        lock(&self.answers).received[master].clone()
+        lock(&self.record.answers).received[master].clone()
     }
 
     /// Whether every master has answered or failed.
@@ -179,19 +192,32 @@ impl Round {
             self.unanswered = None;
         }
         // After the futures are polled: they take the same lock to add their answers.
-        lock(&self.answers).tally.outcome()
+        lock(&self.record.answers).tally.outcome()
     }
 
     /// Stops waiting. Masters that have not answered count as failed.
     fn give_up(&mut self, after: Duration) -> Outcome {
         // Dropped first: an answer that is added later would be counted twice.
         self.unanswered = None;
-        let mut answers = lock(&self.answers);
+        let mut answers = lock(&self.record.answers);
         for place in 0..answers.received.len() {
             if answers.received[place].is_none() {
                 answers.add(place, Answer::Failed(MasterError::TimedOut(after)));
             }
         }
         answers.tally.outcome()
+    }
+}
+
+impl Record {
+    /// The vote of every master.
+    pub(crate) fn ballots(&self) -> Ballots {
+        let answers = lock(&self.answers);
+        let votes = answers
+            .received
+            .iter()
+            .map(|answer| answer.clone().map_or(Vote::NotNeeded, Vote::from));
+        let masters = self.masters.all.iter().map(|it| it.address().clone());
+        Ballots::new(masters.zip(votes))
     }
 }

@@ -1,16 +1,18 @@
 //! A connection to one master: a queue of commands that are sent in their order.
 //!
-//! The lock depends on the order: a compare-and-delete must never overtake the SET that it undoes. The first poll of
-//! [`Connection::send`] queues a command. Dropping the future later does not change the place of the command. One job of
-//! the engine takes the commands from the queue and sends them in their order.
+//! The lock depends on the order: a compare-and-delete must never overtake the SET that it undoes. [`Connection::send`]
+//! queues a command. Dropping its future later does not change the place of the command. One job of the engine takes the commands from the queue and sends them in their order.
 
 mod external;
 mod own;
 mod serve;
 
+use std::pin::Pin;
 use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use futures::FutureExt;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, RedisError, Value as Reply};
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -171,10 +173,8 @@ impl Connection {
         self.serial
     }
 
-    /// Sends a command and waits for the reply.
-    ///
-    /// The first poll queues the command. When the future is dropped after that, the outcome is unknown.
-    pub(crate) async fn send(&self, order: Order) -> Result<Reply, SendError> {
+    /// Queues a command, and returns a future of the reply. When this is dropped, the outcome is unknown.
+    pub(crate) fn send(&self, order: Order) -> Sent {
         let (reply, received) = oneshot::channel();
         let Order {
             command,
@@ -192,17 +192,38 @@ impl Connection {
             reply: Some(reply),
             ticket: Some(self.load.enter()),
         };
-        if self.queue.send(queued).is_err() {
-            return Err(SendError::unsent());
+        let is_queued = self.queue.send(queued).is_ok();
+        Sent {
+            connection: self.serial,
+            reply: is_queued.then_some(received),
         }
-        let reply = received.await;
-        // The job that serves the queue was dropped. It may have sent the command before.
-        reply.unwrap_or_else(|_| Err(SendError::Broken(closed())))
     }
 
     /// Sends a command that is about no lock, ahead of all others.
-    pub(crate) async fn send_plain(&self, command: Arc<Command>) -> Result<Reply, SendError> {
-        self.send(Order::plain(command)).await
+    pub(crate) fn send_plain(&self, command: Arc<Command>) -> Sent {
+        self.send(Order::plain(command))
+    }
+}
+
+/// A command in the queue, and a future of the reply.
+#[must_use = "futures do nothing unless polled"]
+pub(crate) struct Sent {
+    /// The serial number of the connection.
+    pub(crate) connection: u64,
+    /// `None` if the connection had ended.
+    reply: Option<oneshot::Receiver<Result<Reply, SendError>>>,
+}
+
+impl Future for Sent {
+    type Output = Result<Reply, SendError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(reply) = &mut self.reply else {
+            return Poll::Ready(Err(SendError::unsent()));
+        };
+        let reply = ready!(reply.poll_unpin(cx));
+        // The job that serves the queue was dropped. It may have sent the command before.
+        Poll::Ready(reply.unwrap_or_else(|_| Err(SendError::Broken(closed()))))
     }
 }
 

@@ -33,10 +33,10 @@ impl HealthCheck {
         let Self(reconnector) = &self;
         let link = reconnector.link();
         let begun = Instant::now();
-        let mut ping = pin!(link.exchange(connection.clone(), Order::plain(ping())));
-        // Any reply will do, and an error too: the exchange has told the link what it means.
-        if timeout(link.ping_timeout(), &mut ping).await.is_ok() {
-            return;
+        let ping = link.send(&connection, Order::plain(ping()));
+        // Any reply will do, and an error too.
+        if let Ok(reply) = timeout(link.ping_timeout(), ping).await {
+            return link.received(connection.serial(), &reply);
         }
         // A stall of this process is no silence of the master.
         others_have_run().await;

@@ -22,7 +22,7 @@ use self::health_check::HealthCheck;
 use self::log::Logged;
 use self::reconnector::Reconnector;
 use self::state::{Event, State, Transition};
-use super::connection::{Command, Connection, Order, SendError, Terms};
+use super::connection::{Command, Connection, Order, SendError, Sent, Terms};
 use super::connector::Connector;
 use super::load::Load;
 use super::reply::Sign;
@@ -227,19 +227,18 @@ impl Link {
         }
     }
 
-    /// Sends one command and waits for the reply. The first poll queues the command.
-    pub(crate) async fn exchange(
-        self: &Arc<Self>,
-        connection: Connection,
-        order: Order,
-    ) -> Result<Reply, SendError> {
-        // Before the command is queued: its reply may come before this future is polled again.
-        self.mark_sent(&connection);
-        let reply = connection.send(order).await;
-        if Sign::of(&reply) == Sign::Broken {
-            self.on(Event::Broke(connection.serial()));
+    /// Queues one command. The reply has to be [passed on](Self::received).
+    pub(crate) fn send(self: &Arc<Self>, connection: &Connection, order: Order) -> Sent {
+        // Before the command is queued: its reply may come at once.
+        self.mark_sent(connection);
+        connection.send(order)
+    }
+
+    /// Learns from a reply whether the connection still works.
+    pub(crate) fn received(self: &Arc<Self>, connection: u64, reply: &Result<Reply, SendError>) {
+        if Sign::of(reply) == Sign::Broken {
+            self.on(Event::Broke(connection));
         }
-        reply
     }
 
     /// Records that a command is sent. Starts a health check if the master has been silent for too long.
