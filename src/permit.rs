@@ -79,27 +79,34 @@ impl DirtyMasters {
         }
     }
 
-    /// Permits no further request. Returns for each master what it may hold, in the order of the masters.
+    /// Permits no further request. Returns what is to be deleted.
     ///
     /// Returns `None` if it was closed before, or if the keys are not ours to delete.
-    pub(crate) fn close(&self) -> Option<Vec<Option<Dirty>>> {
+    pub(crate) fn close(self: &Arc<Self>) -> Option<Deletes> {
         // Under the same lock under which requests are sent: each request is sent before this, and then is counted here;
         // or it is not sent at all.
         let mut state = self.lock();
         if state.is_closed {
             return None;
         }
-        state.is_closed = true;
-        let dirty = |sent: &Sent| {
-            (sent.requests > 0).then_some(Dirty {
-                unanswered_on: (sent.unanswered > 0).then_some(sent.first_connection),
-                several: sent.requests > 1,
-            })
-        };
         // Closed in any case: nothing more is sent for a value that was left to its ttl.
+        state.is_closed = true;
         state
             .is_owner
-            .then(|| state.masters.iter().map(dirty).collect())
+            .then(|| Deletes::new(self, state.masters.len()))
+    }
+
+    fn is_closed(&self) -> bool {
+        self.lock().is_closed
+    }
+
+    /// What a master may hold; `None` if nothing.
+    fn dirty(&self, master: usize) -> Option<Dirty> {
+        let sent = &self.lock().masters[master];
+        (sent.requests > 0).then_some(Dirty {
+            unanswered_on: (sent.unanswered > 0).then_some(sent.first_connection),
+            several: sent.requests > 1,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -110,41 +117,37 @@ impl DirtyMasters {
 /// What a compare-and-delete has to delete on each master, and whether a key may still come after it.
 #[derive(Debug)]
 pub(crate) struct Deletes {
-    masters: Box<[Delete]>,
-}
-
-#[derive(Debug)]
-struct Delete {
-    dirty: Option<Dirty>,
-    /// Whether an unanswered request may be executed after the last delete that was sent.
-    may_be_late: AtomicBool,
+    masters: Arc<DirtyMasters>,
+    /// For each master: whether an unanswered request may be executed after the last delete that was sent.
+    may_be_late: Box<[AtomicBool]>,
 }
 
 impl Deletes {
-    pub(crate) fn new(dirty: Vec<Option<Dirty>>) -> Arc<Self> {
-        let masters = dirty.into_iter().map(|dirty| Delete {
-            dirty,
-            may_be_late: AtomicBool::new(false),
-        });
-        Arc::new(Self {
-            masters: masters.collect(),
-        })
+    fn new(masters: &Arc<DirtyMasters>, count: usize) -> Self {
+        Self {
+            masters: Arc::clone(masters),
+            may_be_late: (0..count).map(|_| AtomicBool::new(false)).collect(),
+        }
     }
 
-    /// What a master may hold; `None` if nothing.
+    /// Whether no master holds anything.
+    pub(crate) fn is_empty(&self) -> bool {
+        (0..self.may_be_late.len()).all(|master| self.dirty(master).is_none())
+    }
+
+    /// What a master may hold; `None` if nothing. An answer to a request that was under way may change this.
     pub(crate) fn dirty(&self, master: usize) -> Option<Dirty> {
-        self.masters[master].dirty
+        self.masters.dirty(master)
     }
 
     /// Whether an unanswered request may be executed after the last delete that was sent. `has_found` says that this
     /// delete has deleted a key.
     pub(crate) fn may_be_late(&self, master: usize, has_found: bool) -> bool {
-        let Delete { dirty, may_be_late } = &self.masters[master];
         // The key came from the only request, so this request has been executed.
-        let is_over = has_found && dirty.is_some_and(|dirty| !dirty.several);
+        let is_over = || has_found && self.dirty(master).is_some_and(|dirty| !dirty.several);
         // Relaxed: one task sends the deletes to a master, one after the other, and reads this after each answer. So it
         // reads what it has written itself.
-        may_be_late.load(Ordering::Relaxed) && !is_over
+        self.may_be_late[master].load(Ordering::Relaxed) && !is_over()
     }
 }
 
@@ -169,14 +172,13 @@ impl SendPermit {
         match self {
             Self::ReadOnly => {}
             Self::Delete(deletes, master) => {
-                let delete = &deletes.masters[*master];
-                let unanswered_on = delete.dirty.and_then(|dirty| dirty.unanswered_on);
+                let unanswered_on = deletes.dirty(*master).and_then(|dirty| dirty.unanswered_on);
                 // On the same connection the delete is executed after the request. On an earlier one that is still open
                 // the request may be executed after the delete.
                 let may_be_late = unanswered_on
                     .is_some_and(|before| before != connection && before <= latest_unclosed);
                 // Stored before the delete is sent, so it is read only after that.
-                delete.may_be_late.store(may_be_late, Ordering::Relaxed);
+                deletes.may_be_late[*master].store(may_be_late, Ordering::Relaxed);
             }
             Self::Write(dirty, master) => {
                 let mut state = dirty.lock();
@@ -196,6 +198,14 @@ impl SendPermit {
             }
         }
         true
+    }
+
+    /// Whether the request would be permitted now.
+    pub(crate) fn is_open(&self) -> bool {
+        match self {
+            Self::ReadOnly | Self::Delete(..) => true,
+            Self::Write(dirty, _) => !dirty.is_closed(),
+        }
     }
 
     /// Records what a request that was sent has done. Another request may have done more.
@@ -230,6 +240,13 @@ mod tests {
         SendPermit::Write(Arc::clone(dirty), master)
     }
 
+    /// Closes, and returns what each master may hold.
+    fn close(dirty: &Arc<DirtyMasters>) -> Option<Vec<Option<Dirty>>> {
+        let deletes = dirty.close()?;
+        let masters = 0..deletes.may_be_late.len();
+        Some(masters.map(|master| deletes.dirty(master)).collect())
+    }
+
     fn on(connection: u64) -> Option<Dirty> {
         Some(Dirty {
             unanswered_on: Some(connection),
@@ -241,10 +258,10 @@ mod tests {
     fn nothing_is_sent_once_it_is_closed() {
         let dirty = DirtyMasters::new(3);
         assert!(send(&write(&dirty, 1), 4));
-        assert_eq!(dirty.close(), Some(vec![None, on(4), None]));
+        assert_eq!(close(&dirty), Some(vec![None, on(4), None]));
         let late = write(&dirty, 2);
         assert!(!send(&late, 4));
-        assert_eq!(dirty.close(), None);
+        assert_eq!(close(&dirty), None);
         late.record(Effect::Nothing);
     }
 
@@ -263,7 +280,7 @@ mod tests {
             let permit = write(&dirty, 0);
             assert!(send(&permit, 1));
             permit.record(effect);
-            assert_eq!(dirty.close(), Some(vec![expected]));
+            assert_eq!(close(&dirty), Some(vec![expected]));
         }
     }
 
@@ -275,7 +292,7 @@ mod tests {
             assert!(send(&permit, 1));
         }
         permits[0].record(Effect::Nothing);
-        assert_eq!(dirty.close(), Some(vec![None, on(1)]));
+        assert_eq!(close(&dirty), Some(vec![None, on(1)]));
     }
 
     #[test]
@@ -285,7 +302,7 @@ mod tests {
         assert!(send(&permit, 1));
         assert!(send(&permit, 2));
         permit.record(Effect::Nothing);
-        assert_eq!(dirty.close(), Some(vec![on(1)]));
+        assert_eq!(close(&dirty), Some(vec![on(1)]));
     }
 
     #[test]
@@ -295,7 +312,7 @@ mod tests {
         assert!(send(&permit, 1));
         permit.record(Effect::MayHaveSetKey);
         assert!(send(&permit, 2));
-        let dirty = dirty.close().expect("it was open");
+        let dirty = close(&dirty).expect("it was open");
         assert_eq!(dirty[0].and_then(|dirty| dirty.unanswered_on), Some(2));
     }
 
@@ -304,7 +321,9 @@ mod tests {
         for (connection, latest_unclosed, may_be_late) in
             [(1, 0, false), (2, 1, true), (2, 0, false), (3, 2, true)]
         {
-            let deletes = Deletes::new(vec![on(1)]);
+            let dirty = DirtyMasters::new(1);
+            assert!(send(&write(&dirty, 0), 1));
+            let deletes = Arc::new(dirty.close().expect("it was open"));
             assert_eq!(deletes.dirty(0), on(1));
             let permit = SendPermit::Delete(Arc::clone(&deletes), 0);
             assert!(permit.send(connection, latest_unclosed));
@@ -314,13 +333,48 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_comes_after_the_close_counts() {
+        let answered = Dirty {
+            unanswered_on: None,
+            several: false,
+        };
+        for (effect, expected) in [
+            (Effect::Nothing, None),
+            (Effect::MayHaveSetKey, Some(answered)),
+            (Effect::MayBeExecutedLater, on(1)),
+        ] {
+            let dirty = DirtyMasters::new(1);
+            let permit = write(&dirty, 0);
+            assert!(send(&permit, 1));
+            let deletes = dirty.close().expect("it was open");
+            assert_eq!(deletes.dirty(0), on(1));
+            permit.record(effect);
+            assert_eq!(deletes.dirty(0), expected);
+            assert_eq!(deletes.is_empty(), expected.is_none());
+        }
+    }
+
+    #[test]
+    fn the_earliest_of_several_connections_counts() {
+        let dirty = DirtyMasters::new(1);
+        for connection in [2, 1, 3] {
+            assert!(send(&write(&dirty, 0), connection));
+        }
+        let several = Dirty {
+            unanswered_on: Some(1),
+            several: true,
+        };
+        assert_eq!(close(&dirty), Some(vec![Some(several)]));
+    }
+
+    #[test]
     fn a_key_that_is_found_does_not_speak_for_two_requests() {
         let dirty = DirtyMasters::new(1);
         let permit = write(&dirty, 0);
         assert!(send(&permit, 1));
         permit.record(Effect::MayHaveSetKey);
         assert!(send(&permit, 1));
-        let deletes = Deletes::new(dirty.close().expect("it was open"));
+        let deletes = Arc::new(dirty.close().expect("it was open"));
         let delete = SendPermit::Delete(Arc::clone(&deletes), 0);
         assert!(send(&delete, 2));
         assert!(deletes.may_be_late(0, true));
@@ -330,13 +384,13 @@ mod tests {
     fn what_is_of_another_is_not_deleted_until_adopted() {
         let left = DirtyMasters::of_another(2);
         assert!(send(&write(&left, 0), 1));
-        assert_eq!(left.close(), None);
+        assert_eq!(close(&left), None);
         let adopted = DirtyMasters::of_another(2);
         adopted.adopted();
         let clean = Dirty {
             unanswered_on: None,
             several: false,
         };
-        assert_eq!(adopted.close(), Some(vec![Some(clean); 2]));
+        assert_eq!(close(&adopted), Some(vec![Some(clean); 2]));
     }
 }

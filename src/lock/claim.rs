@@ -17,7 +17,7 @@ use crate::error::{ExtendError, LossReason, name};
 use crate::inner::{Core, Inner};
 use crate::master::Request;
 use crate::masters::{Round, is_quorum};
-use crate::permit::{Deletes, DirtyMasters};
+use crate::permit::DirtyMasters;
 use crate::protocol::key::Key;
 use crate::protocol::lease::Lease;
 use crate::protocol::quorum::Outcome;
@@ -299,8 +299,8 @@ impl Claim {
         }
         // From here on no request with this value is sent, so none can follow its own delete. Of several callers only
         // the first gets the list.
-        let dirty = self.dirty.close()?;
-        if dirty.iter().all(Option::is_none) {
+        let deletes = self.dirty.close()?;
+        if deletes.is_empty() {
             return None;
         }
         let Inner {
@@ -314,7 +314,7 @@ impl Claim {
         let deletion = Deletion {
             key: self.key.clone(),
             value: self.value.clone(),
-            deletes: Deletes::new(dirty),
+            deletes: Arc::new(deletes),
             // With the drift, because the master's clock may be slower than ours.
             lifetime: ttl + drift.over(ttl),
             patience: *request_timeout,

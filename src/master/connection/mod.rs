@@ -233,6 +233,11 @@ impl Queued {
         self.is_caller_gone() && matches!(self.urgency, Urgency::Held | Urgency::Attempt)
     }
 
+    /// Whether the command would not be sent if there were room.
+    fn is_useless(&self) -> bool {
+        self.is_skipped() || !self.permit.is_open()
+    }
+
     /// Whether nobody waits for the reply.
     fn is_caller_gone(&self) -> bool {
         self.reply.as_ref().is_none_or(oneshot::Sender::is_closed)

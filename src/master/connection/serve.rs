@@ -110,7 +110,7 @@ pub(super) async fn serve<T: Transport>(
             while let Some(exchange) = line.send_next() {
                 in_flight.push(exchange);
             }
-            line.show_head();
+            line.forget_useless();
             let mut has_changed = false;
             while let Poll::Ready(Some((batch, replies))) = in_flight.poll_next_unpin(cx) {
                 has_changed = true;
@@ -222,8 +222,14 @@ impl<T: Transport> Line<T> {
         Some(exchange.map(move |replies| (number, replies)))
     }
 
-    /// Lets others see how long attempts wait.
-    fn show_head(&self) {
+    /// Drops the first attempts whose locks are given up, without waiting for room. Lets others see how long the first of
+    /// the rest waits.
+    fn forget_useless(&mut self) {
+        while self.others.front().is_some_and(Queued::is_useless)
+            && let Some(useless) = self.others.pop_front()
+        {
+            useless.answer(Err(SendError::NotPermitted));
+        }
         let Terms { load, serial, .. } = &self.terms;
         load.set_head(*serial, self.others.front().map(|head| head.queued));
     }

@@ -20,6 +20,9 @@ use crate::vote::MasterError;
 /// The shortest pause between two attempts to connect, so that a port that refuses is not flooded.
 const MIN_PAUSE: Duration = Duration::from_millis(20);
 
+/// The pause where the master holds back writes: each attempt leaves one more delete with it.
+const WRITE_PAUSE: Duration = Duration::from_secs(1);
+
 /// The longest pause, so that a master that comes back votes within half a second.
 const MAX_PAUSE: Duration = Duration::from_millis(250);
 
@@ -92,7 +95,7 @@ impl Link {
     /// the master could not be reached, and may never get a reply.
     async fn attempt(self: &Arc<Self>) -> Result<(), MasterError> {
         // What an attempt takes at most where requests do not take longer.
-        let usual = MIN_PAUSE + CONNECT_TIMEOUT + MIN_PAUSE;
+        let usual = self.least_pause() + CONNECT_TIMEOUT + MIN_PAUSE;
         let mut attempts = FuturesUnordered::new();
         loop {
             attempts.push(self.connect());
@@ -103,9 +106,18 @@ impl Link {
         }
     }
 
+    /// How long after an attempt the next one may begin.
+    fn least_pause(&self) -> Duration {
+        if self.activity.is_write_held_back() {
+            WRITE_PAUSE
+        } else {
+            MIN_PAUSE
+        }
+    }
+
     async fn connect(self: &Arc<Self>) -> Result<(), MasterError> {
-        let pause = MIN_PAUSE.saturating_sub(self.activity.since_last_attempt());
-        sleep(pause).await;
+        let pause = self.least_pause();
+        sleep(pause.saturating_sub(self.activity.since_last_attempt())).await;
         self.activity.mark_attempt();
         let opened = timeout(self.connect_timeout, self.open());
         let opened = opened.await.unwrap_or_else(|_| {
@@ -128,20 +140,27 @@ impl Link {
         // The new connection will close the hung one, so a sign of life on that one counts no more.
         self.on(Event::HungGivenUp);
         let greeting = self.connector.set_up(&connection).await;
+        self.write_works(&connection).await?;
+        Ok((connection, greeting))
+    }
+
+    /// Waits until a delete that was left unanswered is answered on the new connection. Any reply shows that the master
+    /// executes writes, an error too.
+    async fn write_works(&self, connection: &Connection) -> RedisResult<()> {
         let unanswered = lock(&self.unanswered_delete).clone();
         if let Some(delete) = unanswered
             && self.connector.reconnects()
         {
-            // Any reply shows that the master executes writes, an error too.
-            let reply = connection.send_plain(delete).await;
-            if Sign::of(&reply) != Sign::Alive {
-                return Err(
-                    io::Error::new(io::ErrorKind::TimedOut, "does not execute writes").into(),
-                );
+            let reply = timeout(self.ping_timeout(), connection.send_plain(delete)).await;
+            let is_alive = reply.is_ok_and(|reply| Sign::of(&reply) == Sign::Alive);
+            self.activity.mark_write_held_back(!is_alive);
+            if !is_alive {
+                let error = "the master answers, and does not execute writes";
+                return Err(io::Error::new(io::ErrorKind::TimedOut, error).into());
             }
             *lock(&self.unanswered_delete) = None;
         }
-        Ok((connection, greeting))
+        Ok(())
     }
 
     /// Closes earlier connections at the master's end, and offers the new one to requests.
