@@ -92,9 +92,10 @@ impl<F: Fn() -> bool + Unpin> Future for InLine<'_, F> {
             self.leave();
             return Poll::Ready(());
         }
-        if let Some(waker) = waiting.wakers.get_mut(&place) {
-            waker.clone_from(cx.waker());
-        }
+        let old = waiting.wakers.insert(place, cx.waker().clone());
+        drop(waiting);
+        // Not with the mutex held: this may drop the last handle to a task, and with it anything else.
+        drop(old);
         Poll::Pending
     }
 }
@@ -110,7 +111,7 @@ impl<F> InLine<'_, F> {
             .wakers
             .first_key_value()
             .is_some_and(|(head, _)| *head == place);
-        waiting.wakers.remove(&place);
+        let own = waiting.wakers.remove(&place);
         self.line
             .length
             .store(waiting.wakers.len(), Ordering::SeqCst);
@@ -119,6 +120,7 @@ impl<F> InLine<'_, F> {
             .first_key_value()
             .map(|(_, next)| next.clone());
         drop(waiting);
+        drop(own);
         if let (true, Some(next)) = (was_head, next) {
             next.wake();
         }

@@ -97,14 +97,14 @@ fn run(
         let mut delays = None;
         let mut attempts = 0;
         let mut last = None;
+        let error = |failure, attempts, ballots| {
+            error_of(failure, failure_of(key, attempts, start.elapsed(), ballots))
+        };
         loop {
             let left = retry.time_left(start.elapsed());
             if !get_room(&core, inner.request_timeout, left).await {
                 let (failure, ballots) = last.unwrap_or_default();
-                return Err(failed(
-                    failure,
-                    failure_of(key, attempts, start.elapsed(), ballots),
-                ));
+                return Err(error(failure, attempts, ballots));
             }
             attempts += 1;
             span.record("attempts", attempts);
@@ -135,33 +135,28 @@ fn run(
                     return Ok((granted, round));
                 }
             };
-            let waited = start.elapsed();
             let ballots = round.ballots();
             // Made only after a failure, since most locks are granted at once. Boxed, because a value that lives across an
             // await makes every future larger.
             let delays = delays.get_or_insert_with(|| {
                 Box::new(retry.delays(inner.random.draw(|rng| rng.next_u64())))
             });
-            let Some(delay) = delays.next_after(waited) else {
+            let Some(delay) = delays.next_after(start.elapsed()) else {
                 // The drop of the claim queues the deletes before the caller hears of the failure.
-                return Err(failed(failure, failure_of(key, attempts, waited, ballots)));
+                return Err(error(failure, attempts, ballots));
             };
             tracing::debug!(?failure, %ballots, ?delay, "not granted, waiting");
             last = Some((failure, ballots));
             let undo = Undo::new(claim, round, &core);
-            let replies_within = asked
-                .elapsed()
-                .max(LEAST_GRACE)
-                .min(delay)
-                .min(inner.request_timeout);
-            // Boxed for the same reason. The deletes are queued before the pause ends, so on each connection they precede the
-            // SETs of the next attempt.
+            let replies_within = asked.elapsed().max(LEAST_GRACE).min(delay);
+            // Boxed for the same reason. The deletes are queued before the pause ends, so on each connection they precede
+            // the SETs of the next attempt.
             Box::pin(async { futures::join!(undo.run(replies_within), sleep(delay)) }).await;
         }
     }
 }
 
-fn failed(failure: Failure, details: LockFailure) -> LockError {
+fn error_of(failure: Failure, details: LockFailure) -> LockError {
     match failure {
         Failure::NotAdmitted => LockError::Overloaded(details),
         Failure::Taken => LockError::Taken(details),
@@ -183,6 +178,7 @@ async fn get_room(core: &Core, patience: Duration, left: Option<Duration>) -> bo
     );
     match left {
         None => room.await,
+        // Boxed, because the timer would make every future larger.
         Some(left) => return Box::pin(timeout(left, room)).await.is_ok(),
     }
     true
