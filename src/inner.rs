@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::address::Address;
 use crate::clock::Clock;
 use crate::engine::{Engine, Home};
+use crate::lock::renewals::Renewals;
 use crate::master::{Connector, Master};
 use crate::masters::Masters;
 use crate::per_process::PerProcess;
@@ -35,6 +36,8 @@ pub(crate) struct Core {
     pub(crate) engine: Arc<Engine>,
     pub(crate) masters: Masters,
     pub(crate) releases: Releases,
+    /// The locks that are kept alive.
+    pub(crate) renewals: Renewals,
 }
 
 impl Inner {
@@ -61,6 +64,7 @@ impl Inner {
             Arc::new(Core {
                 masters: Masters::new(masters.collect(), line),
                 releases: Releases::default(),
+                renewals: Renewals::new(self.clock, self.request_timeout),
                 engine,
             })
         })

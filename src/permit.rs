@@ -154,8 +154,8 @@ impl Deletes {
 /// The permission to send a request to one master.
 #[derive(Clone, Debug)]
 pub(crate) enum SendPermit {
-    /// Always: the request only reads.
-    ReadOnly,
+    /// Always: the request sets no key, so nothing needs to be deleted after it.
+    SetsNoKey,
     /// Always, also to a master that hangs: the request deletes.
     Delete(Arc<Deletes>, usize),
     /// Until the masters are closed. Each request is counted there.
@@ -170,7 +170,7 @@ impl SendPermit {
     #[must_use]
     pub(crate) fn send(&self, connection: u64, latest_unclosed: u64) -> bool {
         match self {
-            Self::ReadOnly => {}
+            Self::SetsNoKey => {}
             Self::Delete(deletes, master) => {
                 let unanswered_on = deletes.dirty(*master).and_then(|dirty| dirty.unanswered_on);
                 // On the same connection the delete is executed after the request. On an earlier one that is still open
@@ -203,7 +203,7 @@ impl SendPermit {
     /// Whether the request would be permitted now.
     pub(crate) fn is_open(&self) -> bool {
         match self {
-            Self::ReadOnly | Self::Delete(..) => true,
+            Self::SetsNoKey | Self::Delete(..) => true,
             Self::Write(dirty, _) => !dirty.is_closed(),
         }
     }

@@ -123,7 +123,7 @@ fn run(
                 Ok(round) => {
                     // Here in the engine, so that the lock is kept alive even if the caller is polled late.
                     let guard = match keep_alive {
-                        Some(_) => LockGuard::kept_alive(claim, *ttl),
+                        Some(_) => LockGuard::kept_alive(claim, checked_ttl),
                         None => LockGuard::new(claim),
                     };
                     let granted = Granted {

@@ -108,6 +108,10 @@ impl Claim {
         &self.inner.random
     }
 
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
     pub(crate) fn engine(&self) -> &Engine {
         &self.core.engine
     }
@@ -199,9 +203,19 @@ impl Claim {
 
     /// Asks all masters to extend the key, or to set the key again where it is missing.
     pub(crate) async fn extend(&self, ttl: Duration) -> Result<Extended, ExtendError> {
-        let ttl = Ttl::new(ttl, self.inner.drift)?;
+        self.extend_by(Ttl::new(ttl, self.inner.drift)?).await
+    }
+
+    /// [Extends](Self::extend) the key to a ttl that was checked before.
+    pub(crate) async fn extend_by(&self, ttl: Ttl) -> Result<Extended, ExtendError> {
         let request = Request::extend(slice::from_ref(&self.key), &self.value, ttl);
         self.renew(ttl, request).await
+    }
+
+    /// What a request names that extends several claims. The ttl is counted as requested from now on.
+    pub(crate) fn to_renew(&self, ttl: Ttl) -> (Key, Value, Ttl) {
+        self.count_ttl(ttl);
+        (self.key.clone(), self.value.clone(), ttl)
     }
 
     /// Asks all masters to extend a key of another claim. The key does not become ours by this alone.
@@ -244,6 +258,12 @@ impl Claim {
     /// Counts an extension, unless the old validity has ended by now.
     pub(crate) fn confirm(&self, extended: &Extended) -> Result<(), ExtendError> {
         self.count(extended, Lease::extend)
+    }
+
+    /// Counts the extension by a renewal that began at `start`, unless the old validity has ended by now.
+    pub(crate) fn confirm_renewal(&self, start: Moment, ttl: Ttl) -> Result<(), LossReason> {
+        // As in `count`: the clock decides, whatever the masters answered.
+        self.lease().extend(self.now(), ttl.valid_until(start))
     }
 
     /// Makes the claim of another process our own.
@@ -323,6 +343,7 @@ impl Claim {
             engine,
             masters,
             releases,
+            ..
         } = &*self.core;
         Some(Release::begin(deletion, releases, masters, engine))
     }
@@ -337,9 +358,15 @@ impl Claim {
     /// Sends a request to all masters.
     fn ask(&self, request: &Request, ttl: Ttl) -> Round {
         let patience = self.inner.request_timeout;
-        // Before the request is sent. Relaxed, because the mutex of `dirty` orders this; see `release`.
-        self.longest_ttl.fetch_max(ttl.millis(), Ordering::Relaxed);
+        self.count_ttl(ttl);
         self.core.masters.ask(request, &self.dirty, patience)
+    }
+
+    /// Counts a ttl as requested. Call this before the request is sent.
+    fn count_ttl(&self, ttl: Ttl) {
+        // Relaxed, because the mutex of `dirty` orders this before the load in `release`. A request that extends several
+        // claims does not take that mutex, but its ttl is the one of the attempt, which was counted before.
+        self.longest_ttl.fetch_max(ttl.millis(), Ordering::Relaxed);
     }
 
     /// Lets the engine wait for the masters that have not answered yet, so that they get the request too.
@@ -350,7 +377,7 @@ impl Claim {
         }
     }
 
-    fn now(&self) -> Moment {
+    pub(crate) fn now(&self) -> Moment {
         self.inner.clock.now()
     }
 

@@ -7,17 +7,15 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use futures::FutureExt;
-use futures::future::{AbortHandle, abortable};
 use tracing::Instrument;
 
 use crate::error::{AdoptError, ExtendError, LossReason, LostError, ReleaseError, name};
 use crate::inner::Inner;
 use crate::lock::claim::Claim;
 use crate::lock::handover::Handover;
-use crate::lock::keep_alive;
 use crate::masters::is_quorum;
 use crate::observe::Operation;
+use crate::protocol::validity::Ttl;
 use crate::protocol::value::Value;
 use crate::release::Release;
 use crate::vote::Ballots;
@@ -67,15 +65,15 @@ use crate::vote::Ballots;
 #[clippy::has_significant_drop]
 pub struct LockGuard {
     claim: Arc<Claim>,
-    /// Ends the renewals.
-    keep_alive: Option<AbortHandle>,
+    /// The id under which the lock is kept alive.
+    kept_alive: Option<u64>,
 }
 
 impl LockGuard {
     pub(crate) fn new(claim: Arc<Claim>) -> Self {
         Self {
             claim,
-            keep_alive: None,
+            kept_alive: None,
         }
     }
 
@@ -109,14 +107,13 @@ impl LockGuard {
     }
 
     /// A guard whose lock the engine extends.
-    pub(crate) fn kept_alive(claim: Arc<Claim>, ttl: Duration) -> Self {
+    pub(crate) fn kept_alive(claim: Arc<Claim>, ttl: Ttl) -> Self {
         // The renewals own the claim too, so it is not enough to drop the claim of the guard: `let_go` releases the
-        // claim and aborts the renewals.
-        let (renewals, abort) = abortable(keep_alive::renew(Arc::clone(&claim), ttl));
-        claim.engine().spawn(renewals.map(|_| ()));
+        // claim and ends the renewals.
+        let id = claim.core().renewals.add(&claim, ttl);
         Self {
             claim,
-            keep_alive: Some(abort),
+            kept_alive: Some(id),
         }
     }
 
@@ -241,14 +238,14 @@ impl LockGuard {
 
     /// Gives up the claim, and ends the renewals.
     fn let_go(&self) -> Option<Release> {
-        // The claim first: it refuses every later request, so a renewal under way cannot set a key again after the
-        // delete. In the other order, the renewal could still be sent before the abort has taken effect.
+        // The claim first: it refuses every later request that sets a key, so a renewal under way cannot set a key again
+        // after the delete. In the other order, the renewal could still be sent before its end has taken effect.
         let release = self.claim.release();
-        // Not in a child of a fork: an abort wakes the parent's task, and for that takes a mutex.
-        if let Some(keep_alive) = &self.keep_alive
+        // Not in a child of a fork: this takes a mutex, and wakes the parent's task.
+        if let Some(id) = self.kept_alive
             && !self.claim.is_forked()
         {
-            keep_alive.abort();
+            self.claim.core().renewals.remove(id);
         }
         release
     }

@@ -5,4 +5,5 @@ pub(crate) mod claim;
 pub(crate) mod guard;
 pub(crate) mod handover;
 pub(crate) mod keep_alive;
+pub(crate) mod renewals;
 pub(crate) mod request;

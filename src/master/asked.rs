@@ -152,7 +152,7 @@ impl Asking {
         let connection = async {
             match self.permit {
                 SendPermit::Delete(..) => master.link.connection_for_delete(*patience).await,
-                SendPermit::ReadOnly | SendPermit::Write(..) => {
+                SendPermit::SetsNoKey | SendPermit::Write(..) => {
                     master.link.connection(*patience).await
                 }
             }
@@ -166,7 +166,7 @@ impl Asking {
         let urgency = match self.permit {
             SendPermit::Delete(..) => Urgency::Delete,
             SendPermit::Write(..) if kind.is_attempt() => Urgency::Attempt,
-            SendPermit::ReadOnly | SendPermit::Write(..) => Urgency::Held,
+            SendPermit::SetsNoKey | SendPermit::Write(..) => Urgency::Held,
         };
         let order = Order {
             command,

@@ -23,7 +23,7 @@ use self::debts::Debts;
 pub(crate) use self::debts::{Debt, End, Follower};
 use self::link::Link;
 use self::load::Load;
-pub(crate) use self::reply::{Answer, HeldKey, Payload};
+pub(crate) use self::reply::{Answer, HeldKey, Payload, Renewed};
 pub(crate) use self::request::{Request, hash_scripts};
 use crate::address::Address;
 use crate::engine::Engine;

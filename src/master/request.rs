@@ -4,9 +4,13 @@
 //! | --- | --- | --- | --- |
 //! | acquire | `SET key value NX PX ttl` | `OK` | nil: the key exists |
 //! | extend | `extend.lua` | 1: ours, and lengthened | 2: was missing, set again; 0: not ours |
+//! | renew | `extend_many.lua` | a digit for each of several locks: 1, 2 or 0 | |
 //! | adopt | `extend.lua` | 1: ours, and lengthened | 0: missing or not ours |
 //! | release | `release.lua` | 1: ours, and deleted | 0: missing or not ours |
 //! | inspect | `inspect.lua` | value and time to live | |
+//!
+//! A renewal is an extension of several locks at once. It never sets a missing key, and its digits mean 1: ours, and
+//! lengthened; 2: missing; 0: not ours.
 //!
 //! No command is newer than Redis 6.2. The key is the plain string that every other Redlock client uses, so this crate
 //! and other clients exclude each other.
@@ -22,12 +26,13 @@ use crate::protocol::validity::Ttl;
 use crate::protocol::value::Value;
 
 static EXTEND: Lua = Lua::new(include_str!("scripts/extend.lua"));
+static EXTEND_MANY: Lua = Lua::new(include_str!("scripts/extend_many.lua"));
 static RELEASE: Lua = Lua::new(include_str!("scripts/release.lua"));
 static INSPECT: Lua = Lua::new(include_str!("scripts/inspect.lua"));
 
-/// The texts of the scripts that every lock needs.
-pub(crate) fn scripts() -> [&'static str; 2] {
-    [EXTEND.text, RELEASE.text]
+/// The texts of the scripts that locks need.
+pub(crate) fn scripts() -> [&'static str; 3] {
+    [EXTEND.text, EXTEND_MANY.text, RELEASE.text]
 }
 
 /// Computes the hashes of all scripts.
@@ -35,7 +40,7 @@ pub(crate) fn scripts() -> [&'static str; 2] {
 /// The builder calls this. A hash that is computed at the first use could be interrupted by a fork, and the child would
 /// wait for the `OnceLock` for ever.
 pub(crate) fn hash_scripts() {
-    for script in [&EXTEND, &RELEASE, &INSPECT] {
+    for script in [&EXTEND, &EXTEND_MANY, &RELEASE, &INSPECT] {
         script.hash();
     }
 }
@@ -75,10 +80,12 @@ struct Parts {
 /// What is asked for.
 struct Content {
     kind: Kind,
-    /// The keys that the request names. The scripts of today read only the first one.
+    /// The keys that the request names. Only a renewal reads more than the first one.
     keys: Box<[Key]>,
-    /// The value of the lock; `None` if the request only reads.
+    /// The value of the lock; `None` if the request only reads, or is a renewal.
     value: Option<Value>,
+    /// The value and the ttl for each key of a renewal.
+    renewed: Box<[(Value, Ttl)]>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +94,8 @@ pub(crate) enum Kind {
     Extend(Ttl),
     /// Like `Extend`, but a missing key is not set again: it may be missing because the lock was released.
     Adopt(Ttl),
+    /// Extends so many locks, and sets no missing key.
+    Renew(usize),
     Release,
     Inspect,
 }
@@ -141,6 +150,7 @@ impl Kind {
         match self {
             Self::Acquire(_) => None,
             Self::Extend(_) | Self::Adopt(_) => Some(&EXTEND),
+            Self::Renew(_) => Some(&EXTEND_MANY),
             Self::Release => Some(&RELEASE),
             Self::Inspect => Some(&INSPECT),
         }
@@ -168,12 +178,30 @@ impl Request {
         Self::new(Kind::Inspect, slice::from_ref(key), None)
     }
 
+    /// Extends several locks. Each has a value and a ttl of its own.
+    pub(crate) fn renew(locks: impl IntoIterator<Item = (Key, Value, Ttl)>) -> Self {
+        let locks = locks
+            .into_iter()
+            .map(|(key, value, ttl)| (key, (value, ttl)));
+        let (keys, renewed): (Vec<_>, Vec<_>) = locks.unzip();
+        Self::of(Content {
+            kind: Kind::Renew(keys.len()),
+            keys: keys.into(),
+            value: None,
+            renewed: renewed.into(),
+        })
+    }
+
     fn new(kind: Kind, keys: &[Key], value: Option<&Value>) -> Self {
-        let content = Content {
+        Self::of(Content {
             kind,
             keys: keys.into(),
             value: value.cloned(),
-        };
+            renewed: Box::default(),
+        })
+    }
+
+    fn of(content: Content) -> Self {
         let command = content.command(ScriptBy::Hash);
         Self(Arc::new(Parts {
             content,
@@ -224,8 +252,13 @@ impl Content {
     fn command(&self, script_by: ScriptBy) -> Arc<Command> {
         // With room for all arguments except the text of a script, so that the command does not grow.
         let key_bytes = self.keys.iter().map(|key| key.as_bytes().len());
-        let bytes = key_bytes.sum::<usize>() + 128;
-        let mut cmd = Cmd::with_capacity(6 + self.keys.len(), bytes);
+        let value_bytes = self
+            .renewed
+            .iter()
+            .map(|(value, _)| value.as_str().len() + 20);
+        let bytes = key_bytes.sum::<usize>() + value_bytes.sum::<usize>() + 128;
+        let arguments = 6 + self.keys.len() + 2 * self.renewed.len();
+        let mut cmd = Cmd::with_capacity(arguments, bytes);
         match (self.kind.script(), script_by) {
             (None, _) => cmd.arg("SET"),
             (Some(script), ScriptBy::Hash) => cmd.arg("EVALSHA").arg(script.hash()),
@@ -240,11 +273,14 @@ impl Content {
         if let Some(value) = &self.value {
             cmd.arg(value.as_str());
         }
+        for (value, ttl) in &self.renewed {
+            cmd.arg(value.as_str()).arg(ttl.millis());
+        }
         match self.kind {
             Kind::Acquire(ttl) => cmd.arg("NX").arg("PX").arg(ttl.millis()),
             Kind::Extend(ttl) => cmd.arg(ttl.millis()),
             Kind::Adopt(ttl) => cmd.arg(ttl.millis()).arg("XX"),
-            Kind::Release | Kind::Inspect => &mut cmd,
+            Kind::Renew(_) | Kind::Release | Kind::Inspect => &mut cmd,
         };
         let value = self.value.clone();
         Arc::new(Command { cmd, value })
@@ -307,6 +343,25 @@ mod tests {
                 assert_eq!(command.value.is_none(), is_read);
             }
         }
+    }
+
+    #[test]
+    fn a_renewal_names_all_locks_and_then_the_value_and_ttl_of_each() {
+        let lock = |key: &str, value: &str, millis| {
+            let ttl = Ttl::new(Duration::from_millis(millis), Drift::DEFAULT).unwrap();
+            let value = Value::handed_over(value.into());
+            (Key::new(b"p:", key.as_bytes()), value, ttl)
+        };
+        let renewal = Request::renew([lock("a", "v", 1_000), lock("b", "w", 60_000)]);
+        let rest = ["2", "p:a", "p:b", "v", "1000", "w", "60000"];
+        for (command, name, script) in [
+            (renewal.command(), "EVALSHA", EXTEND_MANY.hash()),
+            (renewal.command_with_text(), "EVAL", EXTEND_MANY.text),
+        ] {
+            assert_eq!(words(&command), [&[name, script][..], &rest].concat());
+            assert!(command.value.is_none());
+        }
+        assert!(matches!(renewal.kind(), Kind::Renew(2)));
     }
 
     #[test]

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
+use futures::stream::{self, FuturesUnordered, Stream, StreamExt};
 
 pub(crate) use self::round::{Record, Round, is_quorum};
 use crate::address::Address;
 use crate::master::{Answer, Debt, HeldKey, Master, Payload, Request};
 use crate::permit::{Deletes, DirtyMasters, SendPermit};
-use crate::protocol::quorum::quorum;
+use crate::protocol::quorum::{quorum, reaches_quorum};
 use crate::queue::Line;
 use crate::vote::{Ballots, KeyState, MasterError, MasterView, Vote};
 
@@ -46,17 +47,8 @@ impl Masters {
         dirty: &Arc<DirtyMasters>,
         patience: Duration,
     ) -> Round {
-        let failures = self.all.iter().map(|it| it.known_failure(patience));
-        let failures = failures
-            .enumerate()
-            .filter_map(|(master, it)| Some((master, it?)));
-        // Allocates nothing where no master fails.
-        let failures: Vec<_> = failures.collect();
-        if self.count() - failures.len() < quorum(self.count()) {
-            // Otherwise no request would reach these masters, and the attempts to connect would end.
-            for (place, _) in &failures {
-                self.all[*place].keep_connecting();
-            }
+        let failures = self.known_failures(patience);
+        if !self.may_reach_quorum(&failures) {
             return Round::decided_by(self, failures);
         }
         let is_attempt = request.kind().is_attempt();
@@ -68,6 +60,43 @@ impl Masters {
             Ok(master.ask(request, permit, patience))
         };
         Round::begin(self, ask)
+    }
+
+    /// Sends a renewal to every master at once, and returns the answers as they come. Masters that are known to fail are
+    /// not asked. Where they leave no quorum, nobody is asked, and only their failures are returned.
+    pub(crate) fn renew(
+        &self,
+        request: &Request,
+        patience: Duration,
+    ) -> impl Stream<Item = Answer> + Send + Unpin + use<> {
+        let failures = self.known_failures(patience);
+        let asks = self.may_reach_quorum(&failures);
+        let is_failing = |place| failures.iter().any(|(failing, _)| *failing == place);
+        let asked = self.all.iter().enumerate();
+        let asked = asked.filter(|(place, _)| asks && !is_failing(*place));
+        let answers: FuturesUnordered<_> = asked
+            // A renewal sets no key, so no delete has to follow it.
+            .map(|(_, master)| master.ask(request, SendPermit::SetsNoKey, patience))
+            .collect();
+        let failures = failures.into_iter().map(|(_, it)| Answer::Failed(it));
+        stream::iter(failures).chain(answers)
+    }
+
+    /// The masters that are known to fail, and why. They are connected to all the same: otherwise no request might reach
+    /// them, and the attempts to connect would end.
+    fn known_failures(&self, patience: Duration) -> Vec<(usize, MasterError)> {
+        let failures = self.all.iter().enumerate().filter_map(|(place, master)| {
+            let failure = master.known_failure(patience)?;
+            master.keep_connecting();
+            Some((place, failure))
+        });
+        // Allocates nothing where no master fails.
+        failures.collect()
+    }
+
+    /// Whether the masters that are not among the failing ones are a quorum.
+    fn may_reach_quorum(&self, failures: &[(usize, MasterError)]) -> bool {
+        reaches_quorum(self.count() - failures.len(), self.count())
     }
 
     /// Waits in line until a quorum of the masters would be sent a request at once, or so many masters are known to fail
@@ -141,7 +170,7 @@ impl Masters {
     /// Asks every master for a key, and waits until each has answered or failed.
     pub(crate) async fn inspect(&self, request: &Request, patience: Duration) -> Vec<MasterView> {
         let views = self.all.iter().map(async |master| {
-            let answer = master.ask(request, SendPermit::ReadOnly, patience).await;
+            let answer = master.ask(request, SendPermit::SetsNoKey, patience).await;
             view(master.address(), answer)
         });
         join_all(views).await

@@ -73,6 +73,11 @@ impl Ttl {
         self.millis
     }
 
+    /// The ttl as masters receive it.
+    pub(crate) fn duration(self) -> Duration {
+        Duration::from_millis(self.millis)
+    }
+
     /// The end of the validity of a lock whose request began at `start`.
     pub(crate) fn valid_until(self, start: Moment) -> Moment {
         start.after(self.validity)

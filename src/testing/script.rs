@@ -10,15 +10,20 @@ use super::store::{Store, integer};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Script {
     Extend,
+    ExtendMany,
     Release,
     Inspect,
 }
 
 /// Every script with its hash. The texts are the files that the crate sends, so the hashes always match. Whoever
 /// changes a script must change `run` as well.
-static SCRIPTS: LazyLock<[(String, Script); 3]> = LazyLock::new(|| {
+static SCRIPTS: LazyLock<[(String, Script); 4]> = LazyLock::new(|| {
     [
         (include_str!("../master/scripts/extend.lua"), Script::Extend),
+        (
+            include_str!("../master/scripts/extend_many.lua"),
+            Script::ExtendMany,
+        ),
         (
             include_str!("../master/scripts/release.lua"),
             Script::Release,
@@ -44,33 +49,50 @@ impl Script {
             .to_owned()
     }
 
-    /// Executes a script with `KEYS[1]` and `ARGV`.
-    pub(super) fn run(self, store: &mut Store, key: &[u8], args: &[&[u8]]) -> Reply {
-        let is_ours = |store: &Store| store.get(key) == args.first().copied();
-        match self {
-            Self::Release => Reply::Int(i64::from(is_ours(store) && store.delete(key))),
-            Self::Inspect => Reply::Array(vec![
+    /// Executes a script with `KEYS` and `ARGV`.
+    pub(super) fn run(self, store: &mut Store, keys: &[&[u8]], args: &[&[u8]]) -> Reply {
+        match (self, keys, args) {
+            (Self::Inspect, &[key], []) => Reply::Array(vec![
                 store.get(key).map_or(Reply::Nil, bulk),
                 Reply::Int(store.time_left(key)),
             ]),
-            Self::Extend => {
-                let &[value, ttl, ref only_ours @ ..] = args else {
-                    return Reply::Nil;
-                };
-                let millis = integer(ttl).unwrap_or_default();
-                if is_ours(store) {
-                    if millis > store.time_left(key) {
-                        store.expire(key, millis);
+            (Self::Release, &[key], &[value]) => {
+                let is_ours = store.get(key) == Some(value);
+                Reply::Int(i64::from(is_ours && store.delete(key)))
+            }
+            (Self::Extend, &[key], &[value, ttl, ref only_ours @ ..]) => {
+                match lengthen(store, key, value, ttl) {
+                    b'2' if *only_ours != [b"XX"] => {
+                        store.set(key, value, Some(integer(ttl).unwrap_or_default()));
+                        Reply::Int(2)
                     }
-                    Reply::Int(1)
-                } else if store.get(key).is_none() && *only_ours != [b"XX"] {
-                    store.set(key, value, Some(millis));
-                    Reply::Int(2)
-                } else {
-                    Reply::Int(0)
+                    b'1' => Reply::Int(1),
+                    _ => Reply::Int(0),
                 }
             }
+            (Self::ExtendMany, keys, args) if args.len() == 2 * keys.len() => {
+                let locks = keys.iter().zip(args.chunks_exact(2));
+                let digits = locks.map(|(key, lock)| lengthen(store, key, lock[0], lock[1]));
+                Reply::BulkString(digits.collect())
+            }
+            // The crate sends no other arguments.
+            _ => Reply::Nil,
         }
+    }
+}
+
+/// Lengthens a key if it has our value. Returns the digit of `extend_many.lua`.
+fn lengthen(store: &mut Store, key: &[u8], value: &[u8], ttl: &[u8]) -> u8 {
+    let millis = integer(ttl).unwrap_or_default();
+    match store.get(key) {
+        Some(found) if found == value => {
+            if millis > store.time_left(key) {
+                store.expire(key, millis);
+            }
+            b'1'
+        }
+        Some(_) => b'0',
+        None => b'2',
     }
 }
 

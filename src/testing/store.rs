@@ -151,10 +151,17 @@ impl Store {
     }
 
     fn evaluate(&mut self, hash: &str, call: &[&[u8]]) -> Reply {
-        match (Script::by_hash(hash.as_bytes()), call) {
-            (Some(script), [b"1", key, args @ ..]) => script.run(self, key, args),
-            _ => error("ERR a master in memory runs the scripts of this crate only"),
-        }
+        let Some(script) = Script::by_hash(hash.as_bytes()) else {
+            return error("ERR a master in memory runs the scripts of this crate only");
+        };
+        let split = call.split_first().and_then(|(count, rest)| {
+            let count = usize::try_from(integer(count)?).ok()?;
+            rest.split_at_checked(count)
+        });
+        let Some((keys, args)) = split else {
+            return error("ERR Number of keys can't be greater than number of args");
+        };
+        script.run(self, keys, args)
     }
 }
 

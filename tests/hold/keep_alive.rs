@@ -301,7 +301,7 @@ async fn a_guard_dropped_at_any_moment_of_a_renewal_leaves_neither_key_nor_task(
     drop(dlm.lock(unique("first"), LONG).await.expect("a lock"));
     assert_eq!(dlm.shutdown(LONG).await, 0);
     let metrics = Handle::current().metrics();
-    let (tasks, before) = (metrics.num_alive_tasks(), masters.calls("evalsha"));
+    let (tasks, before) = (metrics.num_alive_tasks(), masters.calls("pexpire"));
 
     // Half of the time a renewal is under way.
     for proxy in masters.proxies() {
@@ -319,10 +319,11 @@ async fn a_guard_dropped_at_any_moment_of_a_renewal_leaves_neither_key_nor_task(
     held.join_all().await;
     assert_eq!(dlm.shutdown(LONG).await, 0);
     assert!(masters.are_empty());
-    let most = u64::from(3 * GUARDS);
+    // Counted by key, since renewals share requests.
+    let renewals = masters.calls("pexpire") - before;
     assert!(
-        masters.calls("evalsha") > before + most,
-        "some were renewed"
+        renewals > u64::from(GUARDS / 2),
+        "some were renewed: {renewals}"
     );
     renewals_have_stopped(&masters, ttl).await;
     assert!(masters.are_empty());

@@ -5,6 +5,7 @@ mod extend_faults;
 mod handover;
 mod keep_alive;
 mod lost;
+mod many;
 #[cfg(feature = "test-util")]
 mod renewals;
 mod run;

@@ -17,6 +17,7 @@ const TTL: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 const EXTEND: &str = include_str!("../../src/master/scripts/extend.lua");
+const EXTEND_MANY: &str = include_str!("../../src/master/scripts/extend_many.lua");
 const RELEASE: &str = include_str!("../../src/master/scripts/release.lua");
 const INSPECT: &str = include_str!("../../src/master/scripts/inspect.lua");
 
@@ -83,6 +84,28 @@ async fn converse(mut connection: impl ConnectionLike) -> Vec<(String, String)> 
         &["EVALSHA", extend_hash, "1", "k", "a", "120000", "XX"],
         &["EVALSHA", extend_hash, "1", "k", "b", "60000", "XX"],
         &["PTTL", "k"],
+        // To renew several lengthens what is ours, and sets nothing.
+        &["SET", "theirs", "b"],
+        &[
+            "EVAL",
+            EXTEND_MANY,
+            "3",
+            "other",
+            "k",
+            "theirs",
+            "a",
+            "60000",
+            "a",
+            "240000",
+            "a",
+            "60000",
+        ],
+        &["PTTL", "k"],
+        &["PTTL", "theirs"],
+        &["GET", "other"],
+        &["EVAL", EXTEND_MANY, "1", "k", "a", "60000"],
+        &["PTTL", "k"],
+        &["DEL", "theirs"],
         &["DEL", "k", "other"],
         &["DEL", "k"],
         &["PEXPIRE", "k", "1000"],

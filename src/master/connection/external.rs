@@ -117,7 +117,7 @@ mod tests {
         let queued = Queued {
             command: Arc::new(Command { cmd, value }),
             kind: None,
-            permit: SendPermit::ReadOnly,
+            permit: SendPermit::SetsNoKey,
             urgency,
             queued: tokio::time::Instant::now(),
             is_sent: false,

@@ -39,7 +39,7 @@ pub(crate) struct Connection {
 /// A command, and the value of the lock that it is about.
 pub(crate) struct Command {
     pub(crate) cmd: Cmd,
-    /// `None` if the command writes no key.
+    /// `None` if the command is about no lock or about several. Such a command sets no key.
     pub(crate) value: Option<Value>,
 }
 
@@ -113,7 +113,7 @@ impl Order {
         Self {
             command,
             kind: None,
-            permit: SendPermit::ReadOnly,
+            permit: SendPermit::SetsNoKey,
             urgency: Urgency::Ping,
         }
     }

@@ -6,6 +6,7 @@
 //! | yes | granted | alive | may have set a key |
 //! | no | refused | alive | left nothing |
 //! | set again, to an extension | recreated | alive | may have set a key |
+//! | a digit for each lock, to a renewal | granted: each digit votes for its own lock | alive | set no key |
 //! | `NOSCRIPT` | none: the text of the script is sent | alive | left nothing |
 //! | `WRONGTYPE` | failed: wrong type | alive | left nothing |
 //! | `NOPERM`, a script that may not call a command | failed: forbidden | alive | left nothing |
@@ -57,6 +58,17 @@ pub(crate) enum Payload {
     None,
     /// To an inspection: the key, or `None` if there is none.
     Key(Option<HeldKey>),
+    /// To a renewal: what it found for each lock, in the order of the locks.
+    Renewed(Box<[Renewed]>),
+}
+
+/// What a renewal found for one of its locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Renewed {
+    /// The key is ours, and lives at least as long as was asked for.
+    Lengthened,
+    Missing,
+    NotOurs,
 }
 
 /// A key as one master has it.
@@ -145,6 +157,17 @@ impl Next {
     }
 }
 
+impl Renewed {
+    fn of(digit: u8) -> Option<Self> {
+        match digit {
+            b'1' => Some(Self::Lengthened),
+            b'2' => Some(Self::Missing),
+            b'0' => Some(Self::NotOurs),
+            _ => None,
+        }
+    }
+}
+
 impl Answer {
     /// What a reply that is no error means. Only the one right reply to a request is a yes.
     fn to(kind: Kind, reply: &Reply) -> Self {
@@ -156,6 +179,14 @@ impl Answer {
             }
             (Kind::Extend(_) | Kind::Adopt(_) | Kind::Release, Reply::Int(0)) => Self::Refused,
             (Kind::Extend(_) | Kind::Adopt(_), Reply::Int(2)) => Self::Recreated,
+            (Kind::Renew(locks), Reply::BulkString(digits)) if digits.len() == locks => {
+                let renewed = digits.iter().map(|digit| Renewed::of(*digit));
+                let renewed: Option<Box<[_]>> = renewed.collect();
+                renewed.map_or_else(
+                    || Self::Failed(unexpected(reply)),
+                    |renewed| Self::Granted(Payload::Renewed(renewed)),
+                )
+            }
             (Kind::Inspect, Reply::Array(fields)) => match &fields[..] {
                 [Reply::Nil, _] => Self::Granted(Payload::Key(None)),
                 [Reply::BulkString(value), Reply::Int(millis)] => {

@@ -82,7 +82,8 @@ fn every_reply_and_error_means_what_the_table_says() {
     use Sign::{Alive, Broken, Unknown};
 
     let (set, ext, del) = (acquire(), extend(), Kind::Release);
-    let adopt = Kind::Adopt(ttl());
+    let (adopt, renew) = (Kind::Adopt(ttl()), Kind::Renew(3));
+    let digits = |digits: &str| Ok(Reply::BulkString(digits.into()));
     let external = |error| Err(SendError::Replied(error));
     let broke = |error| Err(SendError::Broken(error));
     let forbidden = "ERR The user executing the script can't run this command or subcommand";
@@ -98,6 +99,15 @@ fn every_reply_and_error_means_what_the_table_says() {
         (ext, Ok(Reply::Okay), "protocol", Alive, Key, "gives up"),
         (adopt, Ok(Reply::Int(1)), "granted", Alive, Key, "settled"),
         (adopt, Ok(Reply::Int(0)), "refused", Alive, Nothing, "settled"),
+        (renew, digits("120"), "granted", Alive, Key, "settled"),
+        (renew, digits("111"), "granted", Alive, Key, "settled"),
+        (renew, digits("12"), "protocol", Alive, Key, "gives up"),
+        (renew, digits("1201"), "protocol", Alive, Key, "gives up"),
+        (renew, digits("123"), "protocol", Alive, Key, "gives up"),
+        (renew, digits("1 0"), "protocol", Alive, Key, "gives up"),
+        (renew, Ok(Reply::Int(111)), "protocol", Alive, Key, "gives up"),
+        (renew, Ok(Reply::Nil), "protocol", Alive, Key, "gives up"),
+        (renew, replied("CROSSSLOT Keys in request don't hash"), "server", Alive, Nothing, "repeats"),
         (del, Ok(Reply::Int(1)), "granted", Alive, Key, "settled"),
         (del, Ok(Reply::Int(0)), "refused", Alive, Nothing, "settled"),
         (del, Ok(Reply::Int(2)), "protocol", Alive, Key, "gives up"),
@@ -155,7 +165,13 @@ fn a_strange_reply_is_quoted_in_part_and_never_counts() {
         Reply::Array(vec![Reply::Okay; 1_000]),
         Reply::Boolean(true),
     ];
-    for kind in [acquire(), extend(), Kind::Release, Kind::Inspect] {
+    for kind in [
+        acquire(),
+        extend(),
+        Kind::Renew(2),
+        Kind::Release,
+        Kind::Inspect,
+    ] {
         for reply in &strange {
             let Answer::Failed(MasterError::Protocol(text)) = Answer::to(kind, reply) else {
                 panic!("{reply:?} counted");
@@ -193,6 +209,16 @@ fn the_answer_to_an_inspection_is_a_value_and_its_time_to_live() {
     assert_eq!(inspect(vec![Reply::Nil, Reply::Int(-2)]), Some(None));
     assert_eq!(inspect(vec![]), None);
     assert_eq!(inspect(vec![Reply::Okay; 2]), None);
+}
+
+#[test]
+fn the_answer_to_a_renewal_says_for_each_lock_what_was_found() {
+    let answer = Answer::to(Kind::Renew(3), &Reply::BulkString(b"021".to_vec()));
+    let Answer::Granted(Payload::Renewed(renewed)) = answer else {
+        panic!("{answer:?}");
+    };
+    let expected = [Renewed::NotOurs, Renewed::Missing, Renewed::Lengthened];
+    assert_eq!(*renewed, expected);
 }
 
 proptest::proptest! {
