@@ -162,7 +162,8 @@ impl RedlockBuilder {
     /// stay until their ttl is over. The connection cannot be used in a child of a `fork`.
     ///
     /// The client sends requests for one value over the connection one after the other, because a connection without
-    /// room for more requests may let a later request pass an earlier one.
+    /// room for more requests may let a later request pass an earlier one. Over such a connection it always deletes by
+    /// a script.
     ///
     /// # Examples
     ///
@@ -211,7 +212,8 @@ impl RedlockBuilder {
     /// which all clients of the process share.
     ///
     /// This saves each call two hops between threads, about 30 µs. That is much when the masters are on the same
-    /// machine, and little with a network between.
+    /// machine, and little with a network between. Only the names of masters are looked up elsewhere: on a thread of
+    /// its own for each look-up, at most one for each master at a time.
     ///
     /// The client then ends with the runtime: later calls fail, held locks count as lost, and keys that are not deleted
     /// yet stay until their ttl is over. So await [`shutdown`](Redlock::shutdown) before the runtime ends. While the
@@ -254,15 +256,24 @@ impl RedlockBuilder {
         self
     }
 
-    /// Sets how long a master may be silent before its requests fail. Defaults to 250 ms. Must be between 1 ms and 60 s.
+    /// Sets how long a master may be silent before requests to it fail. Defaults to 250 ms. Must be between 1 ms and 60
+    /// s.
     ///
-    /// A call waits this long only while a quorum depends on silent masters. While a master sends replies, a request to
-    /// the master is waited for as long as the reply is of use, however long the line: a lock as long as its ttl leaves
-    /// validity and [`RetryPolicy::max_wait`] allows, an extension as long as the old validity lasts. Connecting has the
-    /// same limit.
+    /// A request fails when it has waited for this long, and the master has sent no reply to any request meanwhile. So
+    /// a master that answers slowly fails no request by its age. A request that finds no connection waits for one for
+    /// at most this long. An attempt to connect has a limit of its own, which is this timeout too, but at least 400 ms
+    /// and at most 2 s.
     ///
-    /// The timeout should be several round trips, and short against the ttl: the time that a request takes comes off the
-    /// validity. The time that a request waits in line before it is sent does not.
+    /// A call waits this long only while a quorum depends on silent masters. While masters send replies, a call waits
+    /// for as long as their replies are of use:
+    ///
+    /// - An attempt to lock waits until its validity would be over, or [`RetryPolicy::max_wait`] ends. An attempt that
+    ///   begins shortly before the end of `max_wait` still gets one request timeout.
+    /// - An extension waits until the old validity ends.
+    /// - A release waits until the key has expired.
+    ///
+    /// The timeout should be several round trips, and short against the ttl: the time from the start of an attempt to
+    /// its outcome is taken off the validity. The time that an attempt waits in line before its start is not.
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;
         self

@@ -29,7 +29,7 @@ use tokio::time::{Instant, sleep};
 use self::linger::Grace;
 use crate::per_process::PerProcess;
 
-/// The name of the thread, and of the threads that look up host names for it.
+/// The name of the thread, as the system shows it.
 const NAME: &str = "redlock";
 
 /// How many jobs the dispatcher starts, and how many it ends, before connections and timers get their turn. Without a
@@ -79,8 +79,9 @@ pub(crate) enum Stopped {
 }
 
 /// While jobs arrive, the dispatcher keeps a timer set at most this far ahead. Tokio makes a system call for each new
-/// timer that is earlier than all others. With this timer set, the request timeouts of jobs, 250 ms by default, are not
-/// the earliest, so they make none. 50 ms is well below that default, and costs at most 20 wake-ups a second.
+/// timer that is earlier than all others. With this timer set, the timers of jobs are not the earliest, so they make
+/// none: most of them end after the request timeout, 250 ms by default, or later. 50 ms is well below that default, and
+/// costs at most 20 wake-ups a second.
 const TIMER_AHEAD: Duration = Duration::from_millis(50);
 
 type Job = BoxFuture<'static, ()>;
@@ -513,7 +514,8 @@ async fn dispatch(task: Arc<OnceLock<Id>>, mut queue: mpsc::UnboundedReceiver<Ma
 
 /// Ends when every other task of this runtime has had several turns, with what has arrived from the network by now.
 ///
-/// On the thread, which runs one task at a time, the connections have then written all commands that jobs have sent so far.
+/// On the thread, which runs one task at a time, the connections have then written all commands that jobs have sent so
+/// far.
 pub(crate) async fn others_have_run() {
     // A task that yields is woken when no other task can run, or after some dozens of turns of other tasks. By then
     // each connection has had a turn, in which it writes all commands that were sent before, up to some dozens of

@@ -131,8 +131,10 @@ pub enum LockError {
         name(&.0.resource), .0
     )]
     TooLate(LockFailure),
-    /// The client has more requests than its masters answer, and this one was still in line when the total wait of the
-    /// [`RetryPolicy`](crate::RetryPolicy) was over. Nothing was sent for it since the last attempt, if there was one.
+    /// The total wait of the [`RetryPolicy`](crate::RetryPolicy) was over while the call still waited in line for its
+    /// first attempt: this client has more requests than its masters answer. Nothing was sent, so the number of
+    /// attempts is 0, and there are no ballots. A call that has made an attempt returns the error of its last attempt
+    /// instead.
     #[error(
         "lock on {:?} was still in line behind other requests of this client: {}",
         name(&.0.resource), .0
@@ -140,17 +142,19 @@ pub enum LockError {
     Overloaded(LockFailure),
 }
 
-/// How a lock request failed: after how long, after how many attempts, and what each master answered last.
+/// How a call for a lock failed: after how long, after how many attempts, and what each master answered last.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LockFailure {
     /// The resource, without the key prefix.
     pub resource: Vec<u8>,
-    /// The number of attempts.
+    /// The number of attempts. 0 if none was made, or if the client has ended.
     pub attempts: u32,
-    /// The time from the beginning of the first attempt to the end of the last.
+    /// The time from the start of the call until it gave up, including the time in line. Zero if the client has
+    /// ended, or could not start.
     pub waited: Duration,
-    /// The answer of every master in the last attempt, in the order of the masters.
+    /// The answer of every master in the last attempt, in the order of the masters. Empty in
+    /// [`LockError::Overloaded`].
     pub ballots: Ballots,
 }
 
@@ -270,8 +274,9 @@ pub enum AdoptError {
     Extend(#[from] ExtendError),
 }
 
-/// Why a release was not successful. In each case the guard is consumed, and the client sends the delete again in the
-/// background to masters that did not answer, until the ttl is over.
+/// Why a release was not successful. In each case the guard is consumed. The client sends the delete again in the
+/// background to masters that did not answer, until the ttl is over. [`Redlock::shutdown`](crate::Redlock::shutdown)
+/// waits for that, and names the limits.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum ReleaseError {
@@ -287,7 +292,7 @@ pub enum ReleaseError {
         /// The answer of every master.
         ballots: Ballots,
     },
-    /// Fewer than a quorum answered in time.
+    /// Fewer than a quorum answered: the other masters failed, or were silent for the request timeout.
     #[error(
         "too few masters confirmed the release of {resource:?}; it continues in the background until the ttl is over \
          ({ballots})"

@@ -36,8 +36,11 @@
 //! - The validity counts from before the first byte is sent. It is the ttl, less the elapsed time, less the drift. On
 //!   Linux and Android the clock also counts the time that the machine was suspended.
 //! - All masters are asked at once. An operation ends when its outcome is certain. It waits for a dead or hung master
-//!   only while the outcome depends on that master, and no longer than the [request
+//!   only while the outcome depends on that master, and only until the master has been silent for the [request
 //!   timeout](RedlockBuilder::request_timeout).
+//! - More requests than the masters answer make calls wait, and not fail: attempts wait [in
+//!   line](RetryPolicy#waiting-in-line), for as long as the retry policy allows. Their validity counts from the end of
+//!   that wait. Releases and extensions are sent first.
 //! - The client deletes the keys of a failed attempt and of a dropped future. A key can stay only on a master that
 //!   cannot be reached or does not allow the delete, and no longer than its ttl.
 //! - The key is set by `SET key value NX PX ttl`, and deleted only if it has our value. So this crate and other Redlock

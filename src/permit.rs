@@ -7,8 +7,8 @@ use crate::sync::lock;
 
 /// The masters on which one value may have left a key.
 ///
-/// It is closed before the first compare-and-delete is sent. A request that waits for a connection asks for permission at
-/// the moment when it is sent. So no request is sent after the compare-and-delete that deletes its key.
+/// It is closed before the first compare-and-delete is queued. A request asks for permission when it is taken out of
+/// the queue to be sent. So no request is sent after the compare-and-delete that deletes its key.
 #[derive(Debug)]
 pub(crate) struct DirtyMasters(Mutex<State>);
 
@@ -83,8 +83,8 @@ impl DirtyMasters {
     ///
     /// Returns `None` if it was closed before, or if the keys are not ours to delete.
     pub(crate) fn close(self: &Arc<Self>) -> Option<Deletes> {
-        // Under the same lock under which requests are sent: each request is sent before this, and then is counted here;
-        // or it is not sent at all.
+        // Under the same lock under which requests are sent: each request is sent before this, and then is counted
+        // here; or it is not sent at all.
         let mut state = self.lock();
         if state.is_closed {
             return None;
@@ -145,8 +145,8 @@ impl Deletes {
     pub(crate) fn may_be_late(&self, master: usize, has_found: bool) -> bool {
         // The key came from the only request, so this request has been executed.
         let is_over = || has_found && self.dirty(master).is_some_and(|dirty| !dirty.several);
-        // Relaxed: one task sends the deletes to a master, one after the other, and reads this after each answer. So it
-        // reads what it has written itself.
+        // Relaxed: read after the answer to a delete. The answer came through a channel from the job that has stored
+        // this, and the channel orders the memory. The deletes of a master are sent one after the other.
         self.may_be_late[master].load(Ordering::Relaxed) && !is_over()
     }
 }
@@ -156,7 +156,7 @@ impl Deletes {
 pub(crate) enum SendPermit {
     /// Always: the request sets no key, so nothing needs to be deleted after it.
     SetsNoKey,
-    /// Always, also to a master that hangs: the request deletes.
+    /// Always, also over a connection that hangs: the request deletes.
     Delete(Arc<Deletes>, usize),
     /// Until the masters are closed. Each request is counted there.
     Write(Arc<DirtyMasters>, usize),
@@ -166,7 +166,8 @@ impl SendPermit {
     /// Whether the request is still permitted. If so, it counts as sent.
     ///
     /// `connection` is the serial number of the connection that sends it. `latest_unclosed` is that of the latest
-    /// earlier connection that the master may still have open: requests on it, and on those before, may still be executed.
+    /// earlier connection that the master may still have open: requests on it, and on those before, may still be
+    /// executed.
     #[must_use]
     pub(crate) fn send(&self, connection: u64, latest_unclosed: u64) -> bool {
         match self {
@@ -186,13 +187,13 @@ impl SendPermit {
                     return false;
                 }
                 let sent = &mut state.masters[*master];
-                // The earliest of several connections counts for all: if this one cannot bring a late request, no other one
-                // can.
+                // The earliest of several connections counts for all: if this one cannot bring a late request, no other
+                // one can.
                 if sent.unanswered == 0 || connection < sent.first_connection {
                     sent.first_connection = connection;
                 }
-                // Counted before the request is queued. Were the future dropped in between, there would only be a delete
-                // too many.
+                // Counted before the request is handed to the connection. If the job is dropped in between, there is
+                // only a delete too many.
                 sent.requests += 1;
                 sent.unanswered += 1;
             }

@@ -1,4 +1,5 @@
-//! The line of those who wait until there is room, in the order in which they came.
+//! The line in which attempts wait until the masters have room for them, in the order in which they came. There is one
+//! for each client and process.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -23,7 +24,8 @@ struct Waiting {
 }
 
 impl Line {
-    /// Waits until this one is the head of the line and `has_room` returns `true`.
+    /// Waits until the caller is the head of the line and `has_room` returns `true`. `has_room` is called with the
+    /// mutex of the line held.
     ///
     /// Dropping the future leaves the line.
     pub(crate) fn wait<F: Fn() -> bool + Unpin>(&self, has_room: F) -> InLine<'_, F> {
@@ -41,8 +43,8 @@ impl Line {
 
     /// There may be room now: the head looks again.
     pub(crate) fn wake_head(&self) {
-        // Nearly always 0, so that replies take no lock. The head sets the length before it looks, both under the lock and
-        // with SeqCst: either it sees the room, or this sees the head.
+        // Nearly always 0, so that replies take no lock. The head sets the length before it looks, both under the lock
+        // and with SeqCst: either it sees the room, or this sees the head.
         if self.length.load(Ordering::SeqCst) == 0 {
             return;
         }
@@ -56,7 +58,7 @@ impl Line {
     }
 }
 
-/// One who waits in the line.
+/// A place in the line.
 #[must_use = "futures do nothing unless polled"]
 pub(crate) struct InLine<'a, F> {
     line: &'a Line,

@@ -55,6 +55,9 @@ impl Redlock {
     /// The request sends nothing until it is awaited. Options for this one call go before the `.await`. The future is
     /// `'static`, so it can be spawned.
     ///
+    /// When this client has more requests under way than its masters answer soon, an attempt first waits
+    /// [in line](RetryPolicy#waiting-in-line). The validity counts from the end of that wait.
+    ///
     /// # Errors
     ///
     /// A [`LockError`](crate::LockError), with the answer of every master in the last attempt.
@@ -62,12 +65,15 @@ impl Redlock {
     /// - [`LockError::Taken`](crate::LockError::Taken): others hold the lock or compete for it.
     /// - [`LockError::Unreachable`](crate::LockError::Unreachable): too few masters answered, or allowed the request.
     /// - [`LockError::TooLate`](crate::LockError::TooLate): a quorum agreed when the validity was already over.
+    /// - [`LockError::Overloaded`](crate::LockError::Overloaded): the total wait of the retry policy was over before
+    ///   the masters had room for the first attempt. Nothing was sent.
     /// - [`LockError::Ttl`](crate::LockError::Ttl): the ttl cannot be used. Nothing was sent.
     ///
     /// # Cancel safety
     ///
     /// The future may be dropped at any await point. The client then deletes in the background what the future had set.
-    /// No key stays on a master that can be reached.
+    /// No key stays on a master that can be reached and allows the delete. What was not sent yet is not sent any more:
+    /// a future that waits in line has set nothing.
     ///
     /// # Examples
     ///
@@ -85,6 +91,11 @@ impl Redlock {
     }
 
     /// Locks a resource for `ttl` with one attempt: [`lock`](Self::lock) with [`RetryPolicy::once`].
+    ///
+    /// The call does not wait until others release the lock. While the masters have no room for the attempt, it waits
+    /// [in line](RetryPolicy#waiting-in-line), for 5 s at most. A policy such as
+    /// `RetryPolicy::once().max_wait(Duration::ZERO)` makes it return
+    /// [`LockError::Overloaded`](crate::LockError::Overloaded) at once instead.
     ///
     /// When several clients ask at the same moment, each may win a minority of the masters, and no client gets the
     /// lock. Where one client must win, use [`lock`](Self::lock) with a `max_wait` of a second or two.
@@ -154,8 +165,9 @@ impl Redlock {
 
     /// Asks every master who holds a resource. Takes no lock.
     ///
-    /// Waits for all masters, but for none longer than the request timeout. There is no error: the result lists a
-    /// master that did not answer as unreachable.
+    /// Waits for all masters, but not for one that is silent for the
+    /// [request timeout](crate::RedlockBuilder::request_timeout). Does not wait in line. There is no error: the result
+    /// lists a master that did not answer as unreachable.
     ///
     /// # Cancel safety
     ///
@@ -226,15 +238,23 @@ impl Redlock {
     /// Waits, for at most `timeout`, until every release under way is confirmed, and returns the number of unconfirmed
     /// ones.
     ///
-    /// A release is confirmed when every master that may hold the key has answered. The releases of dropped guards and
-    /// of cancelled attempts count too. The keys of unconfirmed releases expire with their ttl. A release that the
-    /// client has given up is counted by one call only.
+    /// A release is confirmed when every master that may hold the key has answered, or when the key has expired there.
+    /// The releases of dropped guards and of cancelled attempts count too. The keys of unconfirmed releases expire with
+    /// their ttl. A release that the client has given up is counted by one call only.
     ///
     /// Call this last, when all guards are dropped. If it returns 0, the process can then end in any way and leaves no
     /// key. The client can still be used afterwards.
     ///
-    /// A release stays under way while a `SET` may still arrive over an earlier connection that its master does not
-    /// allow to be closed. The client then repeats the delete until the ttl is over.
+    /// The client sends a delete without an answer again, about once a second, until the ttl is over. So a release
+    /// stays under way
+    ///
+    /// - while a master does not answer;
+    /// - while a `SET` may still arrive over an earlier connection that its master does not allow to be closed;
+    /// - for up to ten minutes after the ttl where a master has left a `SET` without an answer, and no new connection
+    ///   to it works. When that master comes back, it may still execute the `SET`.
+    ///
+    /// The client gives up a release at once if a master forbids the delete, or already owes the answers to 16,384
+    /// deletes of this client.
     ///
     /// # Cancel safety
     ///

@@ -1,5 +1,5 @@
-//! Releasing: a compare-and-delete on every master that may hold the key. The engine follows each delete until the
-//! master answers or the key has expired, whether or not somebody waits.
+//! Releasing: a compare-and-delete on every master that may hold the key, once. A job of the engine waits until each
+//! master has answered or failed, whether or not a caller waits. What is not deleted then becomes a debt of its master.
 
 use std::mem;
 use std::pin::pin;
@@ -94,7 +94,7 @@ impl Releases {
 /// A release under way, counted as long as this exists.
 struct Pending {
     releases: Releases,
-    /// The number of parts that have not ended well: the job, and the debts of masters.
+    /// The number of parts that are not confirmed: the job, and the debts that it has left to masters.
     open: AtomicUsize,
 }
 
@@ -198,13 +198,13 @@ pub(crate) struct Deletion {
     pub(crate) deletes: Arc<Deletes>,
     /// How long the key lives at most on a master that executes a request now.
     pub(crate) lifetime: Duration,
-    /// How long a master may be silent.
+    /// How long a delete waits for a connection, and the caller for the reason of a failure.
     pub(crate) patience: Duration,
 }
 
 impl Deletion {
-    /// Sends the deletes, and sends the outcome to the caller as soon as it is certain. A master that does not answer is
-    /// left with a debt, which this does not wait for.
+    /// Sends the deletes, and sends the outcome to the caller as soon as it is certain. A master that does not answer
+    /// is left with a debt, which this does not wait for.
     async fn run(
         self,
         masters: &Masters,
@@ -224,7 +224,8 @@ impl Deletion {
             let not_ours = Vote::is_denied;
             let _ = outcome.send(Err(round.reason_known(not_ours, self.patience).await));
         }
-        // The caller has its outcome. Every other master answers, or is silent, or its connection breaks.
+        // The caller has its outcome. For every other master this ends with an answer, with its silence, or with the
+        // end of its connection.
         round.finished(self.lifetime).await;
         for place in 0..masters.count() {
             let Some(answer) = round.answer(place) else {

@@ -12,7 +12,18 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 /// full jitter": clients that collided once do not collide again in step.
 ///
 /// It gives up after a number of attempts, after a total wait, after whichever comes first, or never. It gives up
-/// instead of starting a wait that would exceed the total, so the call ends at most one attempt after `max_wait`.
+/// instead of starting a wait between attempts that would exceed the total. An attempt that has begun ends with the
+/// total, or after one [request timeout](crate::RedlockBuilder::request_timeout) if that is later. So the call ends at
+/// most one request timeout after `max_wait`.
+///
+/// # Waiting in line
+///
+/// Each attempt waits in line, behind the earlier attempts of its client, until a quorum of masters has room for it. So
+/// a client sends no more than its masters answer soon. Mostly there is room at once. The wait in line counts towards
+/// the total wait, and not towards the number of attempts. If the total is over in line, the call returns the error of
+/// its last attempt, or [`LockError::Overloaded`](crate::LockError::Overloaded) if it has made none.
+///
+/// # Defaults
 ///
 /// | setting | default | why |
 /// | --- | --- | --- |
@@ -60,7 +71,10 @@ impl RetryPolicy {
         }
     }
 
-    /// Returns a policy with one attempt and no waiting.
+    /// Returns a policy with one attempt, which does not wait until others release the lock.
+    ///
+    /// The attempt may wait [in line](Self#waiting-in-line), for the default total of 5 s at most.
+    /// [`max_wait`](Self::max_wait) changes that.
     #[must_use]
     pub const fn once() -> Self {
         Self {
@@ -92,16 +106,18 @@ impl RetryPolicy {
         self
     }
 
-    /// Sets the total time after which the call gives up, counted from the start of the first attempt. Defaults to 5 s.
+    /// Sets the total time after which the call gives up, counted from when the request is first awaited. Defaults to
+    /// 5 s.
     ///
-    /// The total may be longer than the ttl.
+    /// The total includes all attempts, the delays between them, and the time [in line](Self#waiting-in-line). It may
+    /// be longer than the ttl.
     #[must_use]
     pub const fn max_wait(mut self, wait: Duration) -> Self {
         self.max_wait = Some(wait);
         self
     }
 
-    /// Removes both limits: the call waits until the lock is granted.
+    /// Removes both limits: the call waits until the lock is granted, in line too.
     #[must_use]
     pub const fn forever(mut self) -> Self {
         self.max_attempts = None;
@@ -153,8 +169,7 @@ pub struct Delays {
 }
 
 impl Delays {
-    /// Returns the delay before the next attempt, or `None` to give up. `elapsed` is the time since the first attempt
-    /// began.
+    /// Returns the delay before the next attempt, or `None` to give up. `elapsed` is the time since the call began.
     pub(crate) fn next_after(&mut self, elapsed: Duration) -> Option<Duration> {
         let policy = &self.policy;
         if policy.max_attempts.is_some_and(|max| self.attempts >= max) {

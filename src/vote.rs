@@ -53,15 +53,17 @@ pub enum MasterError {
     /// The connection ended before the answer arrived.
     #[error("connection lost: {0}")]
     Disconnected(#[source] RedisError),
-    /// No answer: the master was silent for this long, or what the answer was for has ended after this long.
+    /// No answer within this time. Either the master was silent for the [request
+    /// timeout](crate::RedlockBuilder::request_timeout), or no connection to it could be opened in that time. Or the
+    /// answer was of no more use: the validity or the total wait was over.
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
     /// The master has answered nothing for this long. Until it answers again, or a new connection to it works, it is
     /// sent no locks and no extensions.
     #[error("hangs: it has not answered for more than {0:?}")]
     Hung(Duration),
-    /// The master answers, but more slowly than requests come. So many requests wait for the master that a new attempt to
-    /// lock is not sent to it.
+    /// The master answers, but more slowly than this client sends requests. A new attempt to lock was not sent to it.
+    /// The number is that of the requests that it has not answered yet, whether sent or in line.
     #[error("cannot keep up: {0} requests wait for it")]
     Behind(usize),
     /// The user or the password is missing or wrong.

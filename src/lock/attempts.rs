@@ -1,4 +1,4 @@
-//! The attempts to get a lock: ask all masters, delete the keys of a failed attempt, wait, ask again.
+//! The attempts to get a lock: wait in line, ask all masters, delete the keys of a failed attempt, pause, begin again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,8 @@ use crate::release::Coming;
 use crate::retry::RetryPolicy;
 use crate::vote::{Ballots, MasterError, Vote};
 
-/// Replies that are on their way are waited for at least this long before deletes are sent.
+/// A failed attempt waits for the replies that are under way for as long as the attempt took, but at least this long.
+/// On one machine an attempt takes so little time that the replies of slower masters would often come too late.
 const LEAST_GRACE: Duration = Duration::from_millis(1);
 
 /// The options of a lock request.
@@ -42,7 +43,7 @@ struct Granted {
     attempts: u32,
     /// For the error if the validity ends before the caller receives the lock.
     record: Record,
-    /// The start of the first attempt.
+    /// The start of the call.
     start: Instant,
 }
 
@@ -114,7 +115,8 @@ fn run(
             // Made before anything is sent. Wherever this future is dropped, the claim deletes what was set.
             let claim = Arc::new(Claim::new(inner, &core, key, value));
             let asked = Instant::now();
-            // An attempt that has begun may take as long as a silent master, also at the end of the wait.
+            // Read again, since the wait in line took some of it. At the end of the total wait an attempt still gets the time
+            // after which a silent master counts as failed: with less it might have no chance.
             let left = retry.time_left(start.elapsed());
             let wait = left.unwrap_or(Duration::MAX).max(inner.request_timeout);
             let attempt = claim.acquire(checked_ttl, max_lifetime, wait).await;
@@ -136,8 +138,8 @@ fn run(
                 }
             };
             let ballots = round.ballots();
-            // Made only after a failure, since most locks are granted at once. Boxed, because a value that lives across an
-            // await makes every future larger.
+            // Made only after a failure, since most locks are granted at once. Boxed, because a value that lives across
+            // an await makes every future larger.
             let delays = delays.get_or_insert_with(|| {
                 Box::new(retry.delays(inner.random.draw(|rng| rng.next_u64())))
             });
@@ -149,8 +151,8 @@ fn run(
             last = Some((failure, ballots));
             let undo = Undo::new(claim, round, &core);
             let replies_within = asked.elapsed().max(LEAST_GRACE).min(delay);
-            // Boxed for the same reason. The deletes are queued before the pause ends, so on each connection they precede
-            // the SETs of the next attempt.
+            // Boxed for the same reason. The deletes are queued before the pause ends, so on each connection they
+            // precede the SETs of the next attempt.
             Box::pin(async { futures::join!(undo.run(replies_within), sleep(delay)) }).await;
         }
     }
@@ -203,8 +205,8 @@ impl Undo {
 
     /// Deletes what the attempt has set.
     ///
-    /// Where no master is known to have granted the key, waits first for the replies that are on their way. On a resource
-    /// that is taken on every master there is then nothing to delete.
+    /// Where no master is known to have granted the key, first waits for the replies that are under way, for at most
+    /// `replies_within`. On a resource that is taken on every master there is then nothing to delete.
     async fn run(mut self, replies_within: Duration) {
         let is_granted = |vote: &Vote| matches!(vote, Vote::Granted);
         if self.round.ballots().count(is_granted) == 0 {

@@ -122,7 +122,8 @@ impl LockGuard {
         self.claim.resource()
     }
 
-    /// Returns the random value that marks this lock as ours on the masters.
+    /// Returns the random value that marks this lock as ours on the masters: 27 letters and digits, or the value of the
+    /// lock that was adopted.
     pub fn value(&self) -> &str {
         self.claim.value()
     }
@@ -144,6 +145,10 @@ impl LockGuard {
     ///
     /// An extension never shortens the lock: if more than `ttl` is left, the validity stays as it is. A master that has
     /// lost the key sets it again. That key counts from the next extension on.
+    ///
+    /// The call does not wait in line: extensions are sent ahead of attempts to lock. It waits for masters until the
+    /// old validity ends, but not for one that is silent for the [request
+    /// timeout](crate::RedlockBuilder::request_timeout).
     ///
     /// # Errors
     ///
@@ -189,12 +194,15 @@ impl LockGuard {
 
     /// Releases the lock, and waits until a quorum has confirmed the release.
     ///
+    /// The call does not wait in line: deletes are sent ahead of attempts to lock. It does not wait for a master that
+    /// is silent for the [request timeout](crate::RedlockBuilder::request_timeout).
+    ///
     /// # Errors
     ///
     /// - [`ReleaseError::NotHeld`]: the lock was not ours any more: it had expired, or was deleted or taken over. No
     ///   key of another holder is deleted.
-    /// - [`ReleaseError::Unconfirmed`]: too few masters answered within the request timeout. The client sends the
-    ///   deletes again in the background.
+    /// - [`ReleaseError::Unconfirmed`]: too few masters answered; the others failed, or were silent for the request
+    ///   timeout. The client sends the deletes again in the background.
     ///
     /// To distinguish the two, the call may wait once more for the request timeout after it is certain that there is no
     /// quorum.

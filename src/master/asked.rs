@@ -32,7 +32,7 @@ struct Asking {
     master: Master,
     request: Request,
     permit: SendPermit,
-    /// How long an attempt to connect may have taken before the request fails.
+    /// How long the request waits for a connection.
     patience: Duration,
 }
 
@@ -49,7 +49,8 @@ impl Master {
     /// Sends a request, if it is still permitted when there is a connection, and returns a future of the answer. If the
     /// connection is open, the request is queued when this returns.
     ///
-    /// `patience` is how long an attempt to connect may have taken before the request fails.
+    /// `patience` is how long the request waits for a connection. Once it is queued, it has no limit of its own: it
+    /// ends with an answer, with the silence of the master, or with the end of the connection.
     pub(crate) fn ask(&self, request: &Request, permit: SendPermit, patience: Duration) -> Asked {
         let asking = Asking {
             master: self.clone(),
@@ -147,7 +148,7 @@ impl Asking {
         let Self {
             master, patience, ..
         } = self;
-        // Counted as if it were sent: there is room for so many when the master is connected.
+        // Counted as if it were sent, so that no more attempts wait for a connection than can be sent over it at once.
         let _ticket = master.link.load().enter();
         let connection = async {
             match self.permit {

@@ -71,8 +71,9 @@ impl Connector {
         };
         install_crypto_provider(client);
         let config = AsyncConnectionConfig::new()
-            // The caller sets the timeouts. The connection waits for every reply, however late: with a timeout of its own
-            // it would report a request as failed that may still be executed.
+            // The caller limits how long connecting takes, and the job that serves the connection notices silence. The
+            // connection waits for every reply, however late: with a timeout of its own it would report a request as
+            // failed that may still be executed.
             .set_response_timeout(None)
             .set_connection_timeout(None)
             .set_dns_resolver(resolver.clone())
@@ -84,7 +85,7 @@ impl Connector {
         Ok(Connection::own(connection, terms, engine))
     }
 
-    /// Sends what a new connection needs before its first request. Returns what the master tells about itself.
+    /// Sends what a new connection needs before its first request. Returns what the master replies about itself.
     pub(crate) async fn set_up(&self, connection: &Connection) -> Greeting {
         match self {
             Self::Client(_) => {
@@ -121,7 +122,7 @@ pub(crate) fn address(client: &Client) -> Address {
     Address::new(text)
 }
 
-/// What a master tells about itself and a new connection, as far as the user may ask.
+/// What a master replies about itself and a new connection, as far as the user may ask.
 pub(crate) struct Greeting {
     pub(crate) client_id: Option<ClientId>,
     pub(crate) delete_by: DeleteBy,
@@ -160,9 +161,9 @@ async fn text(connection: &Connection, cmd: Cmd) -> Option<String> {
 
 /// Closes earlier connections at the master's end, over a new connection.
 ///
-/// A closed connection executes nothing more. So no request that is still under way on an earlier connection is executed
-/// after a request on the new one. What the master has not confirmed as closed stays in `unclosed`, also where this future
-/// is dropped before the replies.
+/// A closed connection executes nothing more. So no request that is still under way on an earlier connection is
+/// executed after a request on the new one. What the master has not confirmed as closed stays in `unclosed`, also where
+/// this future is dropped before the replies.
 pub(crate) async fn close_earlier(
     connection: &Connection,
     unclosed: &mut Unclosed,
@@ -185,8 +186,8 @@ pub(crate) async fn close_earlier(
 
 /// Loads the scripts into the master.
 ///
-/// Without them the first release would take a second round trip, and other requests could be executed in between. Where
-/// the user may not load scripts, the first request that needs a script sends its text.
+/// Without them the first release would take a second round trip, and other requests could be executed in between.
+/// Where the user may not load scripts, the first request that needs a script sends its text.
 async fn load_scripts(connection: &Connection) {
     let load = |script| {
         let mut load = redis::cmd("SCRIPT");

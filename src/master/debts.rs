@@ -1,8 +1,8 @@
-//! The deletes that one master has not answered. They are sent again, all together and at one pace, until the master has
-//! answered or the keys have expired.
+//! The debts of one master: deletes that it has not answered. One job sends all of them again at one pace, until the
+//! master has answered or the keys have expired.
 //!
-//! A debt is a few hundred bytes, and there are at most [`MOST`] of them: a master that is silent, refuses deletes, or
-//! cannot keep up costs neither a task for each key nor a log line.
+//! A debt is a few hundred bytes, and there are at most [`MOST`] of them. So a master that is silent or refuses deletes
+//! costs neither a job nor a log line for each key.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -24,7 +24,8 @@ const MOST: usize = 16_384;
 /// The pause between two rounds of deletes, when some have to be sent again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How long a master that has not come back is watched for requests that it may still execute, after their ttl.
+/// How long after the ttl the debt of a `SET` without an answer is kept, while no new connection to its master works.
+/// The master may still execute the `SET` when it comes back. After this time the debt is dropped, unconfirmed.
 const LONGEST_WATCH: Duration = Duration::from_secs(600);
 
 /// How many deletes are sent together.
@@ -40,15 +41,15 @@ pub(crate) struct Debt {
     pub(crate) deletes: Arc<Deletes>,
     /// The place of the master among all masters, for `deletes`.
     pub(crate) place: usize,
-    /// When the key has expired, unless a `SET` is executed after now.
+    /// When the key has expired, if no `SET` is executed after the release has begun.
     pub(crate) gone: Instant,
-    /// Told how it ends.
+    /// Called when the debt ends well.
     pub(crate) follower: Option<Arc<dyn Follower>>,
 }
 
-/// Who wants to know how the deletes end. It is dropped without a call where that stays unknown.
+/// Learns that a debt has ended well. It is dropped without a call where the debt ends in another way.
 pub(crate) trait Follower: Send + Sync {
-    /// The master holds no key any more.
+    /// The master holds no key any more, and sets none later.
     fn confirmed(&self);
 }
 
@@ -89,7 +90,7 @@ pub(crate) struct Debts(Mutex<List>);
 #[derive(Default)]
 struct List {
     waiting: VecDeque<Debt>,
-    /// How many are just being deleted.
+    /// How many were taken out of `waiting` for the batch that is being deleted.
     under_way: usize,
     /// Whether a job settles them.
     is_settling: bool,
@@ -197,7 +198,8 @@ impl Drop for Settling {
         if self.has_ended {
             return;
         }
-        // The runtime has shut down. Nobody is told any more, and the next debt starts another job.
+        // The runtime has shut down. The followers are dropped, so their releases count as unconfirmed. The next debt
+        // starts another job.
         let mut list = lock(&self.master.debts.0);
         list.is_settling = false;
         let followers = list.waiting.iter_mut().map(|debt| debt.follower.take());

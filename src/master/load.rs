@@ -13,7 +13,7 @@ use crate::queue::Line;
 /// needs to grow with a burst of requests.
 const BEHIND_AFTER: Duration = Duration::from_millis(250);
 
-/// The requests to one master that have no answer yet, sent or not.
+/// The requests to one master that have no answer yet, sent or not. A request that was given up does not count.
 pub(crate) struct Load {
     created: Instant,
     requests: AtomicUsize,
@@ -23,7 +23,7 @@ pub(crate) struct Load {
     connection: AtomicU64,
     /// Since when the oldest attempt waits to be sent, in milliseconds since `created`, from 1; 0: none waits.
     head_since: AtomicU64,
-    /// Those who wait for room on the masters.
+    /// The attempts that wait for room on the masters.
     line: Arc<Line>,
 }
 
@@ -55,7 +55,7 @@ impl Load {
     pub(crate) fn is_behind(&self) -> bool {
         // Relaxed: a guide. A request more or less does no harm.
         let requests = self.requests.load(Ordering::Relaxed);
-        // First what costs nothing.
+        // First what needs no clock.
         if requests < 2 * self.window.load(Ordering::Relaxed) {
             return false;
         }
@@ -97,7 +97,7 @@ impl Load {
         u64::try_from(millis).unwrap_or(u64::MAX).saturating_add(1)
     }
 
-    /// The state of the master has changed: those who wait look again.
+    /// The state of the master has changed: the head of the line looks again.
     pub(crate) fn wake_line(&self) {
         self.line.wake_head();
     }

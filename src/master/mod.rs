@@ -38,8 +38,8 @@ pub(crate) struct Master {
 }
 
 impl Master {
-    /// `silence` is how long the master may send nothing before requests fail. Those who wait in the `line` are woken
-    /// when the master has room for more requests.
+    /// `silence` is how long the master may send nothing before requests fail. The head of the `line` is woken when the
+    /// master has room for more requests.
     pub(crate) fn new(
         address: Address,
         connector: Connector,
@@ -64,7 +64,7 @@ impl Master {
         self.link.known_failure(patience)
     }
 
-    /// Has the master connected to, where a request is not sent because it would fail.
+    /// Starts to connect, if need be, for a request that is not sent because it would fail.
     pub(crate) fn keep_connecting(&self) {
         self.link.keep_connecting();
     }

@@ -6,14 +6,14 @@
 //! | extend | `extend.lua` | 1: ours, and lengthened | 2: was missing, set again; 0: not ours |
 //! | renew | `extend_many.lua` | a digit for each of several locks: 1, 2 or 0 | |
 //! | adopt | `extend.lua` | 1: ours, and lengthened | 0: missing or not ours |
-//! | release | `release.lua` | 1: ours, and deleted | 0: missing or not ours |
+//! | release | `release.lua`; `DELIFEQ key value` on Valkey 9; `DELEX key IFEQ value` on Redis 8.4 | 1: ours, and deleted | 0: missing or not ours |
 //! | inspect | `inspect.lua` | value and time to live | |
 //!
 //! A renewal is an extension of several locks at once. It never sets a missing key, and its digits mean 1: ours, and
 //! lengthened; 2: missing; 0: not ours.
 //!
-//! No command is newer than Redis 6.2. The key is the plain string that every other Redlock client uses, so this crate
-//! and other clients exclude each other.
+//! No other command is newer than Redis 6.2. The key is the plain string that every other Redlock client uses, so this
+//! crate and other clients exclude each other.
 
 use std::slice;
 use std::sync::{Arc, OnceLock};
@@ -112,7 +112,7 @@ pub(crate) enum DeleteBy {
 }
 
 impl DeleteBy {
-    /// What a server with this `INFO server` can do. A plain command costs the server a seventh of the script.
+    /// What a server with this reply to `INFO server` can do. A plain command costs the server a seventh of the script.
     pub(crate) fn of_server(info: &str) -> Self {
         let version = |name: &str| {
             let line = info.lines().find_map(|line| line.strip_prefix(name))?;
@@ -219,7 +219,7 @@ impl Request {
         Arc::clone(&self.0.command)
     }
 
-    /// The request as a plain command, if it is a delete that a master can do so.
+    /// A delete of one key as a plain command; `None` for another request, or for a master that deletes by the script.
     pub(crate) fn plain_delete(&self, delete_by: DeleteBy) -> Option<Arc<Command>> {
         let place = match (self.kind(), delete_by) {
             (Kind::Release, DeleteBy::DelIfEq) => 0,

@@ -1,8 +1,9 @@
 //! How many requests may be under way to one master at a time. Pure: the time is handed in.
 //!
-//! The window is what the master answers in twice its round trip, and [`QUEUED_FOR`] more. So a request that was sent is
-//! answered soon, however many wait, and the master is never idle while requests wait. Both the rate and the round trip
-//! are measured: the right window is 16 for a master that is throttled, and thousands for a fast one that is far away.
+//! The window is what the master answers in twice its round trip, and [`QUEUED_FOR`] more. So a request that was sent
+//! is answered soon, however many wait, and the master is never idle while requests wait. Both the rate and the round
+//! trip are measured: the right window is 16 for a master that is throttled, and thousands for a fast one that is far
+//! away.
 
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ pub(crate) const FIRST: usize = 64;
 /// Fewer would make a slow master answer one request per round trip.
 const LEAST: usize = 16;
 
-/// With 300 bytes a request, at most 2.4 MB on its way to one master.
+/// With 300 bytes a request, at most 2.4 MB of attempts on their way to one master. Deletes and extensions may add as
+/// much.
 pub(crate) const MOST: usize = 8_192;
 
 /// The rate is measured over at least this time: less would measure how the scheduler groups replies.
@@ -80,7 +82,7 @@ impl Window {
         }
     }
 
-    /// How many requests may be under way, except while the window is made small to measure the round trip.
+    /// How many requests may be under way while the window is not made small to measure the round trip.
     pub(crate) fn usual_limit(&self) -> usize {
         self.limit
     }
@@ -89,8 +91,8 @@ impl Window {
         self.under_way
     }
 
-    /// How many requests may be sent together. Their replies come together, so a slow master must be able to answer them
-    /// before it counts as silent.
+    /// How many requests may be sent together. Their replies come together, so a slow master must be able to answer
+    /// them before it counts as silent.
     pub(crate) fn batch(&self, silence: Duration) -> usize {
         in_time(self.rate, silence / 4).max(LEAST)
     }

@@ -39,8 +39,9 @@ impl Masters {
 
     /// Sends a request to every master at once. Records in `dirty` which masters may hold a key from it.
     ///
-    /// `patience` is how long a master may take to answer. Where so many masters are known to fail that there can be no
-    /// quorum, nothing is sent: the other masters would only get a key that must be deleted again.
+    /// `patience` is how long a request waits for a connection. An attempt is not sent to a master that cannot keep up.
+    /// Where so many masters are known to fail that there can be no quorum, nothing is sent: the other masters would
+    /// only get a key that must be deleted again.
     pub(crate) fn ask(
         &self,
         request: &Request,
@@ -99,8 +100,9 @@ impl Masters {
         reaches_quorum(self.count() - failures.len(), self.count())
     }
 
-    /// Waits in line until a quorum of the masters would be sent a request at once, or so many masters are known to fail
-    /// that there is nothing to wait for.
+    /// Waits in line until a quorum of the masters would be sent a request at once, or so many masters are known to
+    /// fail that there is nothing to wait for. A slower minority is not waited for: its requests wait in the queues of
+    /// their connections, until the master counts as [behind](Master::behind).
     pub(crate) fn room(&self, patience: Duration) -> impl Future<Output = ()> + '_ {
         self.line.wait(move || {
             let usable = self
@@ -134,7 +136,7 @@ impl Masters {
         Round::begin(self, ask)
     }
 
-    /// Has one master delete a key until it has answered.
+    /// Sends a delete to one master again and again, until it has answered or the key has expired.
     pub(crate) fn owe(&self, debt: Debt) {
         self.all[debt.place].owe(debt);
     }

@@ -7,8 +7,8 @@ use rand::Rng;
 
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// How many digits each of three random numbers gives: 27 letters and digits carry 160 bits, as many as the 40 hexadecimal
-/// digits that the Redlock page recommends, in fewer bytes.
+/// How many digits each of three random numbers gives: 27 letters and digits carry 160 bits, as many as the 40
+/// hexadecimal digits that the Redlock page recommends, in fewer bytes.
 const PARTS: [u32; 3] = [10, 10, 7];
 
 /// A random text of 160 bits. Each attempt has a value of its own. Or a value that another process handed over.
@@ -23,8 +23,8 @@ impl Value {
         let mut text = [0; 27];
         let mut digits = text.iter_mut();
         for (bytes, count) in bytes.into_iter().zip(PARTS) {
-            // A fraction of all texts of so many digits. They are not all equally likely, but what that costs is less
-            // than a thousandth of a bit.
+            // Scales the random number to the number of texts with so many digits. These are not all equally likely,
+            // which costs less than a thousandth of a bit.
             let texts = u128::from(62_u64.pow(count));
             let mut number = (u128::from(u64::from_le_bytes(bytes)) * texts) >> 64;
             for digit in digits.by_ref().take(count as usize) {

@@ -30,11 +30,12 @@
 //! - Redlock excludes other holders only if masters keep their keys until the ttl is over, and if clocks differ by no
 //!   more than the [drift](crate::RedlockBuilder::drift_factor). Masters in memory can break both assumptions. After a
 //!   [`restart`](Master::restart) within the ttl, or with [`set_clock_rate(2.0)`](Master::set_clock_rate), there can be
-//!   two holders. The simulation in the tests of this crate finds two holders in these two cases, and has found none otherwise.
+//!   two holders. The simulation in the tests of this crate finds two holders in these two cases, and has found none
+//!   otherwise.
 //! - Their connections open themselves again. So these masters do not test how the crate opens and closes its own
 //!   connections over TCP or TLS.
 //! - They execute the commands and scripts of this crate, and the other commands that [`connect`](Master::connect)
-//!   lists.
+//!   lists. They have no `DELIFEQ` and no `DELEX`, so the client deletes by its script.
 //!
 //! # Examples
 //!

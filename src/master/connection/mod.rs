@@ -1,7 +1,9 @@
-//! A connection to one master: a queue of commands that are sent in their order.
+//! A connection to one master: a queue of commands, and the job that sends them.
 //!
 //! The lock depends on the order: a compare-and-delete must never overtake the SET that it undoes. [`Connection::send`]
-//! queues a command. Dropping its future later does not change the place of the command. One job of the engine takes the commands from the queue and sends them in their order.
+//! queues a command. One job of the engine takes the commands out of the queue and sends them. What it has sent keeps
+//! its order. Of what waits, deletes and extensions are sent before attempts. A delete that passes the attempt of its
+//! own lock in the queue does no harm: the attempt is then not permitted any more.
 
 mod external;
 mod own;
@@ -62,17 +64,18 @@ pub(crate) enum SendError {
     Replied(RedisError),
 }
 
-/// Which commands are sent first, where not all can be sent at once.
+/// Which commands are sent first, where not all can be sent at once. Commands of one urgency, and deletes and
+/// extensions together, keep their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Urgency {
-    /// A question whether the master lives, or what a new connection needs: waits for nothing, and is sent also when its
-    /// caller has dropped the future.
+    /// A check whether the master is alive, or what a new connection needs. Sent ahead of all others, whether or not
+    /// there is room, also when its caller has dropped the future.
     Ping,
-    /// A delete: sent also when its caller has dropped the future, because it deletes what an earlier command has set.
+    /// A delete. Sent also when its caller has dropped the future, because it deletes what an earlier command has set.
     Delete,
-    /// An extension, or a question.
+    /// An extension, or a request that only reads.
     Held,
-    /// A new attempt: comes last, so that what is held is kept and given back.
+    /// A new attempt. Sent last: it must not keep a lock that is held from being extended or released.
     Attempt,
 }
 
@@ -86,7 +89,7 @@ struct Queued {
     queued: Instant,
     /// Whether the permit counts the command as sent.
     is_sent: bool,
-    /// `None` once the caller has been told.
+    /// `None` once the caller has its reply, or its error.
     reply: Option<oneshot::Sender<Result<Reply, SendError>>>,
     /// Counts the command until it is answered or given up, or leaves the line.
     ticket: Option<Ticket>,
@@ -228,12 +231,12 @@ impl Future for Sent {
 }
 
 impl Queued {
-    /// Whether the command is left out: its caller has gone, and nobody else needs it.
+    /// Whether the command is not to be sent: its caller has gone, and nobody else needs it.
     fn is_skipped(&self) -> bool {
         self.is_caller_gone() && matches!(self.urgency, Urgency::Held | Urgency::Attempt)
     }
 
-    /// Whether the command would not be sent if there were room.
+    /// Whether the command would not be sent even if there were room.
     fn is_useless(&self) -> bool {
         self.is_skipped() || !self.permit.is_open()
     }
@@ -252,9 +255,9 @@ impl Queued {
         self.tell(reply);
     }
 
-    /// Tells the caller that the master has been silent for that long. The command may still be executed.
+    /// Returns to the caller that the master has been silent for that long. The command may still be executed.
     ///
-    /// Not the caller of a ping: it waits for a sign of life, however late.
+    /// Does nothing for a ping: its caller waits for a sign of life, however late.
     fn give_up(&mut self, silence: Duration) {
         if self.urgency != Urgency::Ping {
             self.tell(Err(SendError::Silent(silence)));
@@ -279,7 +282,8 @@ impl SendError {
             Self::Broken(error)
         } else {
             // The task that writes to the socket is another one. On a current-thread runtime it cannot have run between
-            // the moment the command was handed over and the error. On any other runtime it may have written the command.
+            // the moment the command was handed over and the error. On any other runtime it may have written the
+            // command.
             let flavor = Handle::current().runtime_flavor();
             let is_certain = flavor == RuntimeFlavor::CurrentThread;
             Self::Unsent { error, is_certain }

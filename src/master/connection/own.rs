@@ -16,7 +16,7 @@ use super::{Command, Queued, SendError};
 pub(super) struct Own(pub(super) MultiplexedConnection);
 
 impl Transport for Own {
-    /// So many commands share the cost of a write, and no reply waits long for the others of its batch.
+    /// Enough commands to share the cost of a write, and so few that no reply waits long for the others of its batch.
     const MAX_BATCH: usize = 64;
 
     fn exchange(

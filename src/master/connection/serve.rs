@@ -1,5 +1,5 @@
-//! Serves the queue of a connection: sends as much as the window allows, deletes and extensions first, passes the replies
-//! on, and gives up on requests when the master is silent.
+//! Serves the queue of a connection: sends as much as the window allows, deletes and extensions first, passes the
+//! replies on, and gives up on requests when the master is silent.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
@@ -148,7 +148,7 @@ struct Line<T> {
     /// When the master last replied.
     last_reply: Instant,
     pings: VecDeque<Queued>,
-    /// Deletes, extensions and questions: what keeps a lock, or lets one go.
+    /// Deletes, extensions, and requests that only read.
     urgent: VecDeque<Queued>,
     /// New attempts.
     others: VecDeque<Queued>,
@@ -161,7 +161,7 @@ struct Line<T> {
 struct Batch {
     sent: Instant,
     commands: Vec<Queued>,
-    /// Whether their callers have been told that the master is silent.
+    /// Whether their callers have the error that the master is silent.
     is_given_up: bool,
 }
 
@@ -222,8 +222,8 @@ impl<T: Transport> Line<T> {
         Some(exchange.map(move |replies| (number, replies)))
     }
 
-    /// Drops the first attempts whose locks are given up, without waiting for room. Lets others see how long the first of
-    /// the rest waits.
+    /// Drops the attempts at the front of the line whose locks were given up: they need no room. Records since when the
+    /// first of the rest waits.
     fn forget_useless(&mut self) {
         while self.others.front().is_some_and(Queued::is_useless)
             && let Some(useless) = self.others.pop_front()
@@ -234,16 +234,16 @@ impl<T: Transport> Line<T> {
         load.set_head(*serial, self.others.front().map(|head| head.queued));
     }
 
-    /// The next command that there is room for, and that is still permitted. Those that nobody needs any more leave the
-    /// line here, at no cost.
+    /// The next command that there is room for, and that is still permitted. A command that nobody needs any more
+    /// leaves the line here, and is not sent. `sent` is the number of commands under way.
     fn take(&mut self, sent: usize) -> Option<Queued> {
         loop {
             let limit = self.window.limit();
             let next = if !self.pings.is_empty() {
                 self.pings.pop_front()
             } else if !self.urgent.is_empty() {
-                // Twice the room, so that everything in a full window can be deleted: a master that is silent executes
-                // these deletes behind what they delete, also after this process has ended.
+                // Twice the room, so that everything in a full window can be deleted: a master that is silent now later
+                // executes these deletes behind what they delete, also after this process has ended.
                 (sent < 2 * limit).then(|| self.urgent.pop_front())?
             } else {
                 (sent < limit).then(|| self.others.pop_front())?
@@ -317,7 +317,7 @@ impl<T: Transport> Line<T> {
         }
     }
 
-    /// Since when the oldest request waits, with its caller.
+    /// Since when the oldest request waits that was neither answered nor given up.
     fn waits_since(&mut self) -> Option<Instant> {
         let mut under_way = self.batches.values().filter(|batch| !batch.is_given_up);
         let under_way = under_way.next().map(|batch| batch.sent);
@@ -330,7 +330,8 @@ impl<T: Transport> Line<T> {
         waiting.map(|queued| queued.queued).min()
     }
 
-    /// Gives up on what has waited since then, or for longer. Replies that come later still count for what is to be deleted.
+    /// Gives up on the requests that have waited since then, or for longer. A reply that comes later still counts for
+    /// what is to be deleted.
     fn give_up(&mut self, since: Instant) {
         let silence = self.terms.silence;
         for batch in self.batches.values_mut().filter(|it| it.sent <= since) {

@@ -10,12 +10,12 @@ pub(super) const DISCONNECT_UNUSED_AFTER: Duration = Duration::from_secs(10);
 
 /// The times are milliseconds since `created`, from 1; 0 stands for never.
 ///
-/// `Relaxed` is enough for all of them: each stands for itself and guards no other memory. A task that reads an old time
-/// starts a ping or gives up a connection a moment too early or too late, which is no harm.
+/// `Relaxed` is enough for all of them: each stands for itself and guards no other memory. A task that reads an old
+/// time starts a ping or gives up a connection a moment too early or too late, which is no harm.
 pub(crate) struct Activity {
     created: Instant,
-    /// When the oldest request without a reply was sent; 0: each has one. Any reply counts as the reply to all of them,
-    /// since it shows that the master is alive.
+    /// When the oldest request without a reply was queued; 0: each has one. Any reply counts as the reply to all of
+    /// them, since it shows that the master is alive.
     unanswered_since: AtomicU64,
     /// When the master last replied.
     last_reply: AtomicU64,
@@ -42,8 +42,8 @@ impl Activity {
         }
     }
 
-    /// A request is queued. Returns whether the caller has to start a health check, because an earlier request has had no
-    /// reply for longer than `ping_after`.
+    /// A request is queued. Returns whether the caller has to start a health check, because an earlier request has had
+    /// no reply for longer than `ping_after`.
     pub(super) fn mark_sent(&self, ping_after: Duration) -> bool {
         let now = self.now();
         let since = &self.unanswered_since;

@@ -1,4 +1,5 @@
-//! Logs that a master begins to fail, and that it answers again: once each, however many requests there are.
+//! Logs that a master begins to fail, and that it answers again: once each, however many requests there are. A master
+//! that fails and answers in turns is logged a few times, and then only now and then.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,29 +11,29 @@ use super::Link;
 use crate::sync::lock;
 use crate::vote::MasterError;
 
-/// What has been logged of a master. `Relaxed` is enough for both: each stands for itself, and `swap` lets only one of
-/// several tasks log the same.
+/// What has been logged of a master. `Relaxed` is enough for both flags: each stands for itself, and `swap` lets only
+/// one of several tasks log the same.
 #[derive(Default)]
 pub(super) struct Logged {
     budget: Mutex<Budget>,
     /// The log knows that the master does not answer.
     failing: AtomicBool,
-    /// The log knows that the master refuses what it is asked.
+    /// The log knows that the master refuses requests.
     refusing: AtomicBool,
 }
 
-/// How many times it may be logged that the master begins to fail. A master at its limit fails at one moment and answers
-/// at the next.
+/// How many times it may still be logged that the master begins to fail. A master that is just fast enough for its
+/// requests fails at one moment and answers at the next.
 struct Budget {
     lines: u32,
-    /// When the last line was given back.
+    /// From when on the time counts that earns the next line; `None` before the first line.
     since: Option<Instant>,
 }
 
-/// So many lines may come at once.
+/// The most lines that may be logged at once.
 const MAX_LINES: u32 = 4;
 
-/// And one more after each of these.
+/// Each time this long has passed, one more line may be logged.
 const LINE_EVERY: Duration = Duration::from_secs(15);
 
 impl Default for Budget {
@@ -68,8 +69,8 @@ impl Logged {
 }
 
 impl Link {
-    /// Logs that the master begins to fail, once until it answers again; or that it refuses what it is asked, once per
-    /// connection.
+    /// Logs that the master begins to fail, once until it answers again, as the budget allows; or that it refuses
+    /// requests, once per connection.
     pub(crate) fn report(&self, error: &MasterError) {
         let Logged {
             failing, refusing, ..

@@ -1,5 +1,5 @@
-//! The connection to one master. It is opened when a request first needs it, shared by all requests, and replaced when it
-//! breaks or hangs. A request to a master that is known to be down fails at once.
+//! The connection to one master. It is opened when a request first needs it, shared by all requests, and replaced when
+//! it breaks or hangs. A request to a master that is known to be down fails at once.
 //!
 //! This module drives the state machine of the module `state`: it passes events on, and starts the reconnector and the
 //! health check.
@@ -34,19 +34,19 @@ use crate::engine::Engine;
 use crate::sync::{FairWatch, lock};
 use crate::vote::MasterError;
 
-/// A health check begins when a request is queued while an earlier one has had no reply for this long. Longer than a round
-/// trip in any sane network, and short enough that a master that hangs is replaced within half a second. Longer where
-/// requests may take longer.
+/// A health check begins when a request is queued while an earlier one has had no reply for this long. Longer than a
+/// round trip in any sane network, and short enough that a connection that hangs is replaced within half a second.
+/// Longer with a longer request timeout.
 pub(super) const PING_AFTER: Duration = Duration::from_millis(300);
 
-/// A master that has not answered a ping for this long hangs. Longer where connecting may take longer.
+/// A master hangs if it has sent no reply for this long after a ping was sent. Longer where connecting may take longer.
 const PING_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// How long an attempt to connect may take, unless requests may take longer. It is several round trips of any sane
+/// How long an attempt to connect may take, unless the request timeout is longer. It is several round trips of any sane
 /// network, and so short that a master that comes back after a partition votes within half a second.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// How long an attempt to connect may take at most, for masters so far away that requests may take longer.
+/// How long an attempt to connect may take with the longest request timeouts, which are for masters far away.
 const LONGEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(crate) struct Link {
@@ -59,8 +59,8 @@ pub(crate) struct Link {
     silence: Duration,
     load: Arc<Load>,
     resolver: Resolver,
-    /// A delete that the master left unanswered. A new connection has to answer it before the connection is used: a master
-    /// may answer questions, and hold back writes.
+    /// The last delete that the master left without an answer. The master has to answer it over a new connection before
+    /// that connection is used: a master may answer reads, and hold back writes.
     unanswered_delete: Mutex<Option<Arc<Command>>>,
     /// How the master of the current connection deletes.
     delete_by: Mutex<DeleteBy>,
@@ -259,7 +259,8 @@ impl Link {
         self.on(Event::Requested);
     }
 
-    /// Passes an event to the state machine, and starts a reconnector if need be. Returns whether the state has changed.
+    /// Passes an event to the state machine, and starts a reconnector if need be. Returns whether the state has
+    /// changed.
     fn on(self: &Arc<Self>, event: Event) -> bool {
         let mut transition = Transition::Unchanged;
         let is_changed = self.state.modify(|state| {

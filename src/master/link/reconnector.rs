@@ -20,17 +20,18 @@ use crate::vote::MasterError;
 /// The shortest pause between two attempts to connect, so that a port that refuses is not flooded.
 const MIN_PAUSE: Duration = Duration::from_millis(20);
 
-/// The pause where the master holds back writes: each attempt leaves one more delete with it.
+/// The pause where the master holds back writes. Longer, because each attempt leaves one more delete in a socket of the
+/// master.
 const WRITE_PAUSE: Duration = Duration::from_secs(1);
 
-/// The longest pause, so that a master that comes back votes within half a second.
+/// The longest pause, so that a master that comes back votes within half a second, unless it had held back writes.
 const MAX_PAUSE: Duration = Duration::from_millis(250);
 
 /// The task that connects. When its runtime shuts down first, the next request starts another one.
 pub(super) struct Reconnector {
     link: Arc<Link>,
-    /// Whether this task owns the state of the link. Relaxed: only this task uses it. It is atomic because the future of
-    /// the task may move between threads while it borrows this.
+    /// Whether this task owns the state of the link. Relaxed: only this task uses it. It is atomic because the future
+    /// of the task may move between threads while it borrows this.
     owns_state: AtomicBool,
 }
 
@@ -144,8 +145,9 @@ impl Link {
         Ok((connection, greeting))
     }
 
-    /// Waits until a delete that was left unanswered is answered on the new connection. Any reply shows that the master
-    /// executes writes, an error too.
+    /// If the master has left a delete without an answer, sends this delete over the new connection, and waits for a
+    /// reply. Any reply, also an error, shows that the master does not hold back writes, as `CLIENT PAUSE` makes it do.
+    /// A ping would not show this.
     async fn write_works(&self, connection: &Connection) -> RedisResult<()> {
         let unanswered = lock(&self.unanswered_delete).clone();
         if let Some(delete) = unanswered
@@ -172,8 +174,8 @@ impl Link {
         // A copy, so that the lock is not held across an await. No other task changes it meanwhile.
         let mut unclosed = lock(&self.unclosed).clone();
         if let Some(new) = &client_id {
-            // This has a time limit of its own. When it passes, the new connection is used all the same, and deletes are
-            // repeated until the requests on the earlier ones can no longer be executed.
+            // This has a time limit of its own. When it passes, the new connection is used all the same, and deletes
+            // are repeated until the requests on the earlier ones can no longer be executed.
             let closing = close_earlier(&connection, &mut unclosed, new);
             let _ = timeout(self.connect_timeout, closing).await;
         }

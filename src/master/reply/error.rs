@@ -92,14 +92,15 @@ fn is_forbidden_in_script(error: &RedisError) -> bool {
     detail.is_some_and(|detail| detail.contains("executing the script can't"))
 }
 
-/// Whether the master does not know the command. Other errors with the code `ERR` may come from a proxy, after the master
-/// has executed the command.
+/// Whether the master does not know the command. Other errors with the code `ERR` may come from a proxy, after the
+/// master has executed the command.
 fn is_unknown_command(error: &RedisError) -> bool {
     let detail = error.detail();
     detail.is_some_and(|detail| detail.starts_with("unknown command"))
 }
 
-/// Whether a command is unknown to the master, or not allowed to this user. Another command for the same may be.
+/// Whether the master does not know a command, or this user may not use it. Another command with the same effect may
+/// work.
 pub(crate) fn is_unsupported(error: &MasterError) -> bool {
     match error {
         MasterError::Forbidden(_) => true,

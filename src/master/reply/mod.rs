@@ -1,5 +1,5 @@
-//! What a reply or an error means, in one table: what the master votes, whether its connection still works, and what the
-//! request may have left on the master.
+//! What a reply or an error means, in one table: what the master votes, whether its connection still works, and what
+//! the request may have left on the master.
 //!
 //! | reply or error | vote | connection | the request |
 //! | --- | --- | --- | --- |
@@ -11,14 +11,16 @@
 //! | `WRONGTYPE` | failed: wrong type | alive | left nothing |
 //! | `NOPERM`, a script that may not call a command | failed: forbidden | alive | left nothing |
 //! | `NOAUTH`, `WRONGPASS` | failed: authentication | alive | left nothing |
-//! | `LOADING`, `READONLY`, `OOM`, and others by which a master refuses to begin | failed: server | alive | left nothing |
+//! | `LOADING`, `READONLY`, `OOM`, `MOVED`, an unknown command, and others by which a master refuses to begin | failed: server | alive | left nothing |
 //! | any other error of the master | failed: server | alive | may have set a key |
 //! | a reply or an error that makes no sense | failed: protocol | alive | may have set a key |
+//! | none: the master was silent for the request timeout | failed: timed out | unknown | may be executed later |
+//! | none: it was not sent, since its lock was given up | not needed | unknown | left nothing |
 //! | an I/O error that an external connection returns | failed: disconnected | unknown | may be executed later |
 //! | the connection broke after the request was sent | failed: disconnected, or protocol if it broke by nonsense | broken | may be executed later |
 //! | the connection had ended before | none: another connection is tried | broken | left nothing, if that is certain |
 //!
-//! A deletion goes on until its answer is [settled](Answer::is_settled). It is [repeated](Answer::may_pass) after every
+//! A delete is done when its answer is [settled](Answer::is_settled). It is [repeated](Answer::may_pass) after every
 //! error, except wrong type, forbidden and protocol: another delete would get the same answer.
 
 mod error;
