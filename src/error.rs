@@ -171,10 +171,11 @@ impl fmt::Display for LockFailure {
         } else {
             "attempts"
         };
-        write!(
-            f,
-            "gave up after {attempts} {plural} in {waited:.1?} ({ballots})"
-        )
+        write!(f, "gave up after {attempts} {plural} in {waited:.1?}")?;
+        if ballots.len() > 0 {
+            write!(f, " ({ballots})")?;
+        }
+        Ok(())
     }
 }
 

@@ -290,7 +290,7 @@ mod tests {
         let dirty = DirtyMasters::new(2);
         let permits = [0, 1].map(|master| write(&dirty, master));
         for permit in &permits {
-            assert!(send(&permit, 1));
+            assert!(send(permit, 1));
         }
         permits[0].record(Effect::Nothing);
         assert_eq!(close(&dirty), Some(vec![None, on(1)]));

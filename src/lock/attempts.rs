@@ -76,12 +76,15 @@ pub(crate) async fn lock(options: Options) -> Result<LockGuard, LockError> {
 
 /// Makes attempts until a lock is granted or the retry policy gives up. Returns the lock, and the round to which slower
 /// masters may still have to answer.
+#[allow(
+    clippy::manual_async_fn,
+    reason = "an async fn would have room for each argument twice"
+)]
 fn run(
     options: Options,
     core: Arc<Core>,
     span: tracing::Span,
 ) -> impl Future<Output = Result<(Granted, Round), LockError>> + Send {
-    // Not an `async fn`, whose future would have room for each argument twice.
     async move {
         let Options {
             inner,

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::join_all;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::link::Openness;
 use super::{Answer, Master, Request};
@@ -27,6 +27,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long after the ttl the debt of a `SET` without an answer is kept, while no new connection to its master works.
 /// The master may still execute the `SET` when it comes back. After this time the debt is dropped, unconfirmed.
 const LONGEST_WATCH: Duration = Duration::from_secs(600);
+
+/// How long a delete is waited for before it is sent again.
+const LONGEST_DELETE: Duration = Duration::from_secs(10);
 
 /// How many deletes are sent together.
 const BATCH: usize = 64;
@@ -139,7 +142,7 @@ impl List {
             }
         } else if self.left > 0 {
             Step::Wait {
-                next_look: self.last_logged.unwrap_or(now) + LOG_EVERY,
+                next_look: now + PAUSE,
             }
         } else {
             Step::End
@@ -231,11 +234,15 @@ impl Settling {
         let mut list = lock(&self.master.debts.0);
         let mut expired = Vec::new();
         list.waiting.retain_mut(|debt| {
+            if debt.gone > now {
+                return true;
+            }
             let end = self.expired(debt, now);
-            expired.extend(end.map(|end| (end, debt.follower.take())));
+            // Also where the debt goes on: nobody waits for it longer than the ttl.
+            expired.push((end, debt.follower.take()));
             end.is_none()
         });
-        list.left += expired.len();
+        list.left += expired.iter().filter(|(end, _)| end.is_some()).count();
         let to_log = list.left_to_log(now);
         let step = list.step(now);
         if matches!(step, Step::End) {
@@ -244,7 +251,7 @@ impl Settling {
         }
         drop(list);
         for (end, follower) in expired {
-            if let (End::Settled, Some(follower)) = (end, follower) {
+            if let (Some(End::Settled), Some(follower)) = (end, follower) {
                 follower.confirmed();
             }
         }
@@ -252,7 +259,7 @@ impl Settling {
             tracing::warn!(
                 master = %self.master.address(),
                 keys,
-                "the master did not confirm deletes; these keys stay until their ttl ends"
+                "the master did not confirm deletes; keys that it holds stay until their ttl ends"
             );
         }
         step
@@ -260,9 +267,6 @@ impl Settling {
 
     /// How a debt ends whose key has expired; `None` if it goes on.
     fn expired(&self, debt: &Debt, now: Instant) -> Option<End> {
-        if debt.gone > now {
-            return None;
-        }
         let link = &self.master.link;
         match debt.unanswered_on().map(|serial| link.openness(serial)) {
             // A SET that was sent and not answered is executed when the master comes back to life, and its key lives
@@ -354,7 +358,10 @@ impl Debt {
         }
         let request = Request::release(std::slice::from_ref(&self.key), &self.value);
         let permit = SendPermit::Delete(Arc::clone(&self.deletes), self.place);
-        let answer = master.ask(&request, permit, PAUSE).await;
-        End::of(&answer, &self.deletes, self.place)
+        // An external connection may answer others and not this one. It must not hold up the rest.
+        let answer = timeout(LONGEST_DELETE, master.ask(&request, permit, PAUSE)).await;
+        answer.map_or(End::Failed, |answer| {
+            End::of(&answer, &self.deletes, self.place)
+        })
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use futures::stream::{self, FuturesUnordered, Stream, StreamExt};
+use tokio::time::timeout;
 
 pub(crate) use self::round::{Record, Round, is_quorum};
 use crate::address::Address;
@@ -15,6 +16,9 @@ use crate::permit::{Deletes, DirtyMasters, SendPermit};
 use crate::protocol::quorum::{quorum, reaches_quorum};
 use crate::queue::Line;
 use crate::vote::{Ballots, KeyState, MasterError, MasterView, Vote};
+
+/// How long a master that goes on answering other requests may leave an inspection unanswered.
+const LONGEST_INSPECTION: Duration = Duration::from_secs(10);
 
 /// The masters, in the order in which the user named them.
 #[derive(Clone)]
@@ -172,7 +176,10 @@ impl Masters {
     /// Asks every master for a key, and waits until each has answered or failed.
     pub(crate) async fn inspect(&self, request: &Request, patience: Duration) -> Vec<MasterView> {
         let views = self.all.iter().map(async |master| {
-            let answer = master.ask(request, SendPermit::SetsNoKey, patience).await;
+            let answer = master.ask(request, SendPermit::SetsNoKey, patience);
+            let longest = patience.max(LONGEST_INSPECTION);
+            let answer = timeout(longest, answer).await;
+            let answer = answer.unwrap_or_else(|_| Answer::Failed(MasterError::TimedOut(longest)));
             view(master.address(), answer)
         });
         join_all(views).await

@@ -234,6 +234,8 @@ enum End {
     DropAfterRuntime,
     DropInAnotherRuntime,
     AnotherRuntimeWithGuardInTask,
+    /// More deletes than a busy client has under way.
+    AThousandDrops,
     /// Once, no drop could be waited for.
     DropsAfterAStall,
     /// Fails if drops start threads.
@@ -243,12 +245,13 @@ enum End {
 }
 
 impl End {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::RuntimeRightAfterDrop,
         Self::RuntimeWithGuardInTask,
         Self::DropAfterRuntime,
         Self::DropInAnotherRuntime,
         Self::AnotherRuntimeWithGuardInTask,
+        Self::AThousandDrops,
         Self::DropsAfterAStall,
         Self::CountThreads,
         Self::ExitWithoutDrop,
@@ -310,6 +313,11 @@ fn child() {
             drop(runtime);
             other.spawn(hold(guard));
             drop(other);
+        }
+        End::AThousandDrops => {
+            let guards = runtime.block_on(lock_many(&dlm, 1_000));
+            runtime.block_on(async { drop((guard, guards)) });
+            drop(runtime);
         }
         End::CountThreads => {
             let guards = runtime.block_on(lock_many(&dlm, 500));
@@ -405,6 +413,14 @@ fn left_by(ends: &[End], masters: &Masters) -> Vec<String> {
         }
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+#[test]
+fn a_process_that_ends_after_a_thousand_drops_leaves_nothing_on_distant_masters() {
+    let masters = start(FAR);
+    run(End::AThousandDrops, "multi_thread", &masters);
+    assert!(masters.calls("set") >= 2_000, "not all were locked");
+    eventually("all keys are gone", SOON, || masters.are_empty());
 }
 
 #[test]

@@ -22,7 +22,7 @@ use crate::engine::others_have_run;
 use crate::master::link::Activity;
 use crate::master::load::Load;
 use crate::master::reply::Sign;
-use crate::master::window::Window;
+use crate::master::window::{MOST, Window};
 
 /// How long the job waits for replies after every handle to the connection is gone. A master that hangs would keep the
 /// connection open for ever.
@@ -42,7 +42,7 @@ pub(super) trait Transport: Send + 'static {
     /// Takes a command out of the line, and returns it if it may be sent now.
     fn next(&mut self, queued: Queued) -> Option<Queued>;
 
-    /// A command was answered. Returns a command that had to wait for this.
+    /// A command was answered, or is not sent after all. Returns a command that had to wait for this, and may be sent now.
     fn after(&mut self, queued: &Queued) -> Option<Queued>;
 
     /// The commands that were taken out of the line, and wait for others.
@@ -89,6 +89,7 @@ pub(super) async fn serve<T: Transport>(
         window: Window::new(Moment::from_nanos(0)),
         started: now,
         last_reply: now,
+        turns: VecDeque::new(),
         pings: VecDeque::new(),
         urgent: VecDeque::new(),
         others: VecDeque::new(),
@@ -147,6 +148,8 @@ struct Line<T> {
     started: Instant,
     /// When the master last replied.
     last_reply: Instant,
+    /// What [`Transport::next`] has let through already.
+    turns: VecDeque<Queued>,
     pings: VecDeque<Queued>,
     /// Deletes, extensions, and requests that only read.
     urgent: VecDeque<Queued>,
@@ -184,7 +187,8 @@ impl<T: Transport> Line<T> {
 
     /// Whether nothing waits to be sent.
     fn is_empty(&self) -> bool {
-        self.pings.is_empty() && self.urgent.is_empty() && self.others.is_empty()
+        let lines = [&self.turns, &self.pings, &self.urgent, &self.others];
+        lines.into_iter().all(VecDeque::is_empty)
     }
 
     /// The time since the connection is served, as the window counts it.
@@ -199,7 +203,10 @@ impl<T: Transport> Line<T> {
         &mut self,
     ) -> Option<impl Future<Output = (u64, Vec<Result<Reply, SendError>>)> + Send + use<T>> {
         let mut commands = Vec::new();
-        let most = self.window.batch(self.terms.silence).min(T::MAX_BATCH);
+        let most = match self.urgent.front().map(|first| first.urgency) {
+            Some(Urgency::Delete) => T::MAX_BATCH,
+            _ => self.window.batch(self.terms.silence).min(T::MAX_BATCH),
+        };
         while commands.len() < most {
             let sent = self.window.under_way() + commands.len();
             let Some(next) = self.take(sent) else { break };
@@ -238,31 +245,41 @@ impl<T: Transport> Line<T> {
     /// leaves the line here, and is not sent. `sent` is the number of commands under way.
     fn take(&mut self, sent: usize) -> Option<Queued> {
         loop {
-            let limit = self.window.limit();
-            let next = if !self.pings.is_empty() {
-                self.pings.pop_front()
-            } else if !self.urgent.is_empty() {
-                // Twice the room, so that everything in a full window can be deleted: a master that is silent now later
-                // executes these deletes behind what they delete, also after this process has ended.
-                (sent < 2 * limit).then(|| self.urgent.pop_front())?
-            } else {
-                (sent < limit).then(|| self.others.pop_front())?
-            }?;
-            if next.is_skipped() {
-                continue;
-            }
-            let Some(mut next) = self.transport.next(next) else {
-                continue;
+            let mut next = match self.turns.pop_front() {
+                Some(next) => next,
+                None => {
+                    let next = self.first_with_room(sent)?;
+                    let next = (!next.is_skipped()).then_some(next);
+                    let Some(next) = next.and_then(|next| self.transport.next(next)) else {
+                        continue;
+                    };
+                    next
+                }
             };
             // Relaxed: set before this connection was offered to requests, and passed on with the first of them.
             let latest_unclosed = self.terms.latest_unclosed.load(Ordering::Relaxed);
-            if next.permit.send(self.terms.serial, latest_unclosed) {
+            if !next.is_skipped() && next.permit.send(self.terms.serial, latest_unclosed) {
                 next.is_sent = true;
                 return Some(next);
             }
             self.give_turn(&next);
             next.answer(Err(SendError::NotPermitted));
         }
+    }
+
+    fn first_with_room(&mut self, sent: usize) -> Option<Queued> {
+        if let Some(ping) = self.pings.pop_front() {
+            return Some(ping);
+        }
+        let limit = self.window.limit();
+        let (line, room) = match self.urgent.front().map(|first| first.urgency) {
+            // Not the window: the locks of a process that ends are deleted at once, and on a master that is silent now the
+            // deletes are then executed behind what they delete.
+            Some(Urgency::Delete) => (&mut self.urgent, MOST),
+            Some(_) => (&mut self.urgent, 2 * limit),
+            None => (&mut self.others, limit),
+        };
+        if sent < room { line.pop_front() } else { None }
     }
 
     /// Passes the replies to a batch on. Returns whether the connection has broken.
@@ -297,19 +314,20 @@ impl<T: Transport> Line<T> {
     /// Lets the command that waits for this one take its turn.
     fn give_turn(&mut self, queued: &Queued) {
         if let Some(next) = self.transport.after(queued) {
-            self.urgent.push_front(next);
+            self.turns.push_back(next);
         }
     }
 
     /// The connection has broken before these were sent.
     fn fail_unsent(&mut self) {
         let Self {
+            turns,
             pings,
             urgent,
             others,
             ..
         } = self;
-        for queued in [pings, urgent, others]
+        for queued in [turns, pings, urgent, others]
             .into_iter()
             .flat_map(|line| line.drain(..))
         {

@@ -69,32 +69,33 @@ impl Logged {
 }
 
 impl Link {
-    /// Logs that the master begins to fail, once until it answers again, as the budget allows; or that it refuses
-    /// requests, once per connection.
+    /// Logs that the master begins to fail, once until it answers again; or that it refuses requests, once per connection.
+    /// Both as far as the budget allows.
     pub(crate) fn report(&self, error: &MasterError) {
         let Logged {
-            failing, refusing, ..
+            budget,
+            failing,
+            refusing,
         } = &self.logged;
-        let is_new = match error {
+        let is_known = match error {
             // The key is at fault, and not the master.
-            MasterError::WrongType(_) => false,
+            MasterError::WrongType(_) => return,
             // The connection before the current one is at fault, and has been replaced.
-            MasterError::Disconnected(_) if self.connector.reconnects() && self.is_up() => false,
+            MasterError::Disconnected(_) if self.connector.reconnects() && self.is_up() => return,
             MasterError::Auth(_)
             | MasterError::Forbidden(_)
             | MasterError::Server(_)
-            | MasterError::Protocol(_) => !refusing.swap(true, Ordering::Relaxed),
+            | MasterError::Protocol(_) => refusing,
             MasterError::Connect(_)
             | MasterError::Disconnected(_)
             | MasterError::TimedOut(_)
             | MasterError::Hung(_)
             | MasterError::Behind(_)
-            | MasterError::NotAsked(_) => {
-                !failing.load(Ordering::Relaxed)
-                    && lock(&self.logged.budget).take(Instant::now())
-                    && !failing.swap(true, Ordering::Relaxed)
-            }
+            | MasterError::NotAsked(_) => failing,
         };
+        let is_new = !is_known.load(Ordering::Relaxed)
+            && lock(budget).take(Instant::now())
+            && !is_known.swap(true, Ordering::Relaxed);
         if is_new {
             tracing::warn!(master = %self.address, %error, "master fails");
         }
@@ -106,7 +107,10 @@ impl Link {
     pub(crate) fn report_answer(&self) {
         let failing = &self.logged.failing;
         // Nearly always `false`, so that most answers write to no memory that threads share, and take no lock.
-        if failing.load(Ordering::Relaxed) && self.is_up() && failing.swap(false, Ordering::Relaxed)
+        if failing.load(Ordering::Relaxed)
+            && self.is_up()
+            && !self.load.is_behind()
+            && failing.swap(false, Ordering::Relaxed)
         {
             tracing::info!(master = %self.address, "master answers again");
         }
