@@ -365,3 +365,53 @@ impl Debt {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::permit::DirtyMasters;
+
+    fn debt(deletes: &Arc<Deletes>) -> Debt {
+        Debt {
+            key: Key::new(b"", b"key"),
+            value: Value::handed_over("value".into()),
+            deletes: Arc::clone(deletes),
+            place: 0,
+            gone: Instant::now(),
+            follower: None,
+        }
+    }
+
+    #[test]
+    fn a_list_that_is_full_takes_no_more_and_counts_what_it_leaves() {
+        let deletes = Arc::new(DirtyMasters::new(1).close().expect("it was open"));
+        let mut list = List::default();
+        for _ in 0..MOST {
+            assert!(list.push(debt(&deletes)).is_none());
+        }
+        assert!(list.push(debt(&deletes)).is_some());
+        // What is just being deleted may come back to the list.
+        list.waiting.drain(..BATCH);
+        list.under_way = BATCH;
+        assert!(list.push(debt(&deletes)).is_some());
+        assert_eq!((list.waiting.len(), list.left), (MOST - BATCH, 2));
+        list.under_way = 0;
+        assert!(list.push(debt(&deletes)).is_none());
+    }
+
+    #[test]
+    fn keys_that_are_left_are_logged_together_and_seldom() {
+        let (mut list, start) = (List::default(), Instant::now());
+        assert_eq!(list.left_to_log(start), None);
+        list.left = 3;
+        assert_eq!(list.left_to_log(start), Some(3));
+        list.left = 4;
+        let soon = start + LOG_EVERY - Duration::from_millis(1);
+        assert_eq!(list.left_to_log(soon), None);
+        assert!(
+            matches!(list.step(soon), Step::Wait { next_look } if next_look == start + LOG_EVERY)
+        );
+        assert_eq!(list.left_to_log(start + LOG_EVERY), Some(4));
+        assert!(matches!(list.step(soon), Step::End));
+    }
+}

@@ -112,3 +112,53 @@ impl Drop for Ticket {
         self.0.line.wake_head();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::iter;
+
+    use tokio::time::advance;
+
+    use super::*;
+
+    /// A connection with the number 1, and so many requests.
+    fn load(requests: usize) -> (Arc<Load>, Vec<Ticket>) {
+        let load = Load::new(Arc::default());
+        load.reset_window(1);
+        let tickets = iter::repeat_with(|| load.enter()).take(requests).collect();
+        (load, tickets)
+    }
+
+    #[test]
+    fn there_is_room_as_long_as_the_window_is_not_full() {
+        let (load, mut tickets) = load(FIRST);
+        assert!(!load.has_room());
+        tickets.pop();
+        assert!(load.has_room());
+        load.set_window(1, FIRST - 1);
+        assert!(!load.has_room());
+        load.set_window(2, FIRST);
+        assert!(!load.has_room(), "the window of another connection");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_master_is_behind_when_its_line_is_long_and_does_not_move() {
+        let long = 2 * FIRST;
+        for (requests, has_waited, is_behind) in [
+            (long, BEHIND_AFTER, false),
+            (long, BEHIND_AFTER + Duration::from_millis(2), true),
+            (long - 1, 10 * BEHIND_AFTER, false),
+            (2 * MOST - 1, Duration::ZERO, false),
+            (2 * MOST, Duration::ZERO, true),
+        ] {
+            let (load, tickets) = load(requests);
+            assert!(requests >= 2 * MOST || !load.is_behind(), "nobody waits");
+            load.set_head(1, Some(Instant::now()));
+            advance(has_waited).await;
+            assert_eq!(load.is_behind(), is_behind, "{requests}, {has_waited:?}");
+            load.set_head(1, None);
+            drop(tickets);
+            assert!(!load.is_behind());
+        }
+    }
+}

@@ -371,4 +371,55 @@ mod tests {
         let words = words(&release.command());
         assert_eq!(words[2..], ["2", "one", "two", "v"]);
     }
+    #[test]
+    fn a_server_gets_the_plain_delete_that_it_has() {
+        for (info, expected) in [
+            (
+                "redis_version:7.2.4\r\nvalkey_version:9.0.0\r\n",
+                DeleteBy::DelIfEq,
+            ),
+            (
+                "redis_version:7.2.4\r\nvalkey_version:10.1.0\r\n",
+                DeleteBy::DelIfEq,
+            ),
+            (
+                "redis_version:7.2.4\r\nvalkey_version:8.1.3\r\n",
+                DeleteBy::Script,
+            ),
+            ("redis_version:8.4.0\r\n", DeleteBy::DelEx),
+            ("redis_version:9.0.0\r\n", DeleteBy::DelEx),
+            ("redis_version:8.3.9\r\n", DeleteBy::Script),
+            ("redis_version:7.0.15\r\n", DeleteBy::Script),
+            ("redis_version:many\r\n", DeleteBy::Script),
+            ("", DeleteBy::Script),
+        ] {
+            assert_eq!(DeleteBy::of_server(info), expected, "{info:?}");
+        }
+    }
+
+    #[test]
+    fn a_plain_delete_names_the_key_and_the_value() {
+        let key = [Key::new(b"p:", b"k")];
+        let plain = |request: &Request, delete_by| {
+            let command = request.plain_delete(delete_by);
+            command.map(|command| words(&command))
+        };
+        for (request, _, _) in requests(&key) {
+            assert!(plain(&request, DeleteBy::Script).is_none());
+            let plain = [DeleteBy::DelIfEq, DeleteBy::DelEx].map(|by| plain(&request, by));
+            if matches!(request.kind(), Kind::Release) {
+                let [del_if_eq, del_ex] = plain.map(Option::unwrap);
+                assert_eq!(del_if_eq, ["DELIFEQ", "p:k", "v"]);
+                assert_eq!(del_ex, ["DELEX", "p:k", "IFEQ", "v"]);
+            } else {
+                assert_eq!(plain, [None, None]);
+            }
+        }
+        let keys = [Key::new(b"", b"one"), Key::new(b"", b"two")];
+        let of_two = Request::release(&keys, &Value::handed_over("v".into()));
+        assert!(
+            plain(&of_two, DeleteBy::DelIfEq).is_none(),
+            "for one key only"
+        );
+    }
 }

@@ -136,7 +136,13 @@ impl Window {
         }
         let round_trip = self.round_trip.shortest.unwrap_or_default();
         let wanted = in_time(self.rate, 2 * round_trip + QUEUED_FOR);
-        self.limit = wanted.clamp(LEAST, MOST);
+        let wanted = wanted.clamp(LEAST, MOST);
+        // A rate that nothing limited is no reason to send less: when the way becomes longer, a small window would be full.
+        self.limit = if self.sample.was_full {
+            wanted
+        } else {
+            wanted.max(self.limit)
+        };
     }
 }
 
@@ -297,5 +303,58 @@ mod tests {
             window.answered(1, Duration::from_millis(1), now);
         }
         assert_eq!(window.limit, limit);
+    }
+    /// One request follows another before the first is answered, so no sample begins anew.
+    #[test]
+    fn a_few_requests_at_a_time_do_not_shrink_it_either() {
+        let round_trip = Duration::from_millis(1);
+        let mut window = Window::new(START);
+        let busy = Duration::from_secs(2);
+        saturate(&mut window, START, round_trip, 20_000, busy);
+        window.forgotten(window.under_way);
+        let (mut now, usual) = (START.after(busy), window.limit);
+        // The sample that was under way belongs to the busy time.
+        window.sample = Sample::new(now);
+        window.sent(1, now);
+        for _ in 0..2_000 {
+            window.sent(1, now);
+            now = now.after(round_trip);
+            window.answered(1, round_trip, now);
+        }
+        assert_eq!(window.limit, usual);
+    }
+
+    #[test]
+    fn the_few_requests_of_a_lone_client_do_not_shrink_the_first_window() {
+        let round_trip = Duration::from_millis(1);
+        let (mut window, mut now) = (Window::new(START), START);
+        window.sent(1, now);
+        for _ in 0..100 {
+            window.sent(1, now);
+            now = now.after(10 * round_trip);
+            window.answered(1, round_trip, now);
+        }
+        assert_eq!(window.limit, FIRST);
+    }
+
+    #[test]
+    fn a_window_that_is_small_to_measure_the_way_is_as_wide_as_before_for_others() {
+        let mut window = Window::new(START);
+        let span = Duration::from_secs(4);
+        saturate(&mut window, START, Duration::from_millis(1), 20_000, span);
+        window.forgotten(window.under_way);
+        let usual = window.limit();
+        assert!(usual > 4 * LEAST && usual == window.usual_limit());
+        // A longer way for so long that the shorter one is forgotten.
+        let now = START.after(2 * FORGET_AFTER);
+        window.sent(1, now);
+        window.answered(1, Duration::from_millis(2), now);
+        assert!(window.limit() <= usual / 4 + 1);
+        assert_eq!(window.usual_limit(), usual);
+        // The first reply after the queue has drained ends it.
+        let now = now.after(Duration::from_millis(2) + 2 * QUEUED_FOR);
+        window.sent(1, now);
+        window.answered(1, Duration::from_millis(2), now);
+        assert_eq!(window.limit(), usual);
     }
 }

@@ -1,7 +1,7 @@
 //! Masters that answer nonsense, nothing or too much: the client neither panics nor hangs, and counts no such answer.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -308,4 +308,46 @@ async fn a_connection_that_lets_requests_pass_each_other_leaves_nothing() {
             "{polls}"
         );
     }
+}
+
+/// Says that it is a server with a plain command for compare-and-delete. Counts the commands by their names.
+async fn boasts(client: TcpStream, commands: Arc<Mutex<Vec<String>>>) -> Option<()> {
+    let info = "# Server\r\nredis_version:7.2.4\r\nvalkey_version:9.0.0\r\nrun_id:1\r\n";
+    let info = format!("${}\r\n{info}\r\n", info.len());
+    let mut client = BufReader::new(client);
+    loop {
+        let name = read_command(&mut client).await?;
+        let answer = match &*name {
+            "INFO" => &*info,
+            "DELIFEQ" => "-ERR unknown command 'DELIFEQ', with args beginning with: 'r'\r\n",
+            "EVALSHA" => ":1\r\n",
+            _ => "+OK\r\n",
+        };
+        commands.lock().unwrap().push(name);
+        client.write_all(answer.as_bytes()).await.ok()?;
+    }
+}
+
+#[tokio::test]
+async fn a_master_without_the_plain_delete_that_it_should_have_is_sent_the_script() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    let commands = Arc::new(Mutex::new(Vec::new()));
+    let served = Arc::clone(&commands);
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(boasts(client, Arc::clone(&served)));
+        }
+    });
+    let builder = Redlock::builder().master(url).request_timeout(LONG);
+    let dlm = builder.build().unwrap();
+    for _ in 0..3 {
+        let guard = dlm.lock("r", TTL).await.expect("granted");
+        guard.release().await.expect("deleted by the script");
+    }
+    assert_eq!(dlm.shutdown(LONG).await, 0);
+    let commands = commands.lock().unwrap();
+    let count = |name: &str| commands.iter().filter(|it| *it == name).count();
+    assert_eq!(count("DELIFEQ"), 1, "it is asked for that once");
+    assert_eq!(count("EVALSHA"), 3);
 }

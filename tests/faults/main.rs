@@ -5,4 +5,9 @@ mod closing;
 mod hostile;
 mod known_down;
 mod reconnect;
+#[cfg(feature = "test-util")]
+mod refusals;
+#[cfg(feature = "test-util")]
+mod silence;
 mod slow_masters;
+mod under_load;

@@ -2,6 +2,8 @@
 
 mod cancel;
 mod interop;
+#[cfg(feature = "test-util")]
+mod line;
 mod mutual_exclusion;
 mod outcomes;
 mod quorum;

@@ -114,6 +114,27 @@ fn by_script(command: &[&str]) -> Executed {
     ForScript(command.iter().map(ToString::to_string).collect())
 }
 
+/// A compare-and-delete, as a server executes it: by a plain command if it has one, otherwise by a script.
+fn compare_and_delete(server: &Server, key: &str, value: &str, is_ours: bool) -> Vec<Executed> {
+    if has_command(server, "DELIFEQ") {
+        vec![by_client(&["DELIFEQ", key, value])]
+    } else if has_command(server, "DELEX") {
+        vec![by_client(&["DELEX", key, "IFEQ", value])]
+    } else {
+        let mut script = vec![
+            by_client(&["EVALSHA", HASH, "1", key, value]),
+            by_script(&["GET", key]),
+        ];
+        script.extend(is_ours.then(|| by_script(&["DEL", key])));
+        script
+    }
+}
+
+fn has_command(server: &Server, name: &str) -> bool {
+    let [info]: [redis::Value; 1] = server.query(cmd("COMMAND").arg("INFO").arg(name));
+    info != redis::Value::Nil
+}
+
 /// What a connection begins with.
 fn is_setup(executed: &Executed) -> bool {
     let ForClient(command) = executed else {
@@ -188,12 +209,8 @@ async fn a_cycle_is_one_set_and_one_compare_and_delete_on_each_master() {
         assert!(is_value(&value), "{value}");
         release(guard).await;
         assert_eq!(dlm.shutdown(LONG).await, 0);
-        let expected = [
-            by_client(&["SET", key, &value, "NX", "PX", "60000"]),
-            by_client(&["EVALSHA", HASH, "1", key, &value]),
-            by_script(&["GET", key]),
-            by_script(&["DEL", key]),
-        ];
+        let mut expected = vec![by_client(&["SET", key, &value, "NX", "PX", "60000"])];
+        expected.extend(compare_and_delete(&masters[0], key, &value, true));
         for monitor in &mut monitors {
             assert_eq!(monitor.executed(), expected);
         }
@@ -276,10 +293,7 @@ async fn what_belongs_to_others_is_only_looked_at() {
         matches!(released, Err(ReleaseError::NotHeld { .. })),
         "{released:?}"
     );
-    let look = [
-        by_client(&["EVALSHA", HASH, "1", key, &value]),
-        by_script(&["GET", key]),
-    ];
+    let look = compare_and_delete(&server, key, &value, false);
     assert_eq!(watched.executed(), look);
 
     let taken = watched.dlm.try_lock(key, TTL).await;
@@ -325,17 +339,18 @@ async fn a_script_is_sent_as_text_where_it_is_not_known() {
     server.query::<()>(cmd("SCRIPT").arg("FLUSH"));
     watched.executed();
 
-    release(guard).await;
+    guard.extend(2 * TTL).await.unwrap();
     let mut executed = watched.executed();
     let ForClient(eval) = executed.remove(1) else {
         panic!("{executed:?}");
     };
     assert_eq!(eval[0], "EVAL");
-    assert_eq!(eval[2..], ["1", key, &value]);
+    assert_eq!(eval[2..], ["1", key, &value, "120000"]);
     let others = [
-        by_client(&["EVALSHA", HASH, "1", key, &value]),
+        by_client(&["EVALSHA", HASH, "1", key, &value, "120000"]),
         by_script(&["GET", key]),
-        by_script(&["DEL", key]),
+        by_script(&["PTTL", key]),
+        by_script(&["PEXPIRE", key, "120000"]),
     ];
     assert_eq!(executed, others);
 }

@@ -182,3 +182,26 @@ fn a_release_that_ends_with_the_runtime_of_its_client_is_counted_once() {
     assert_eq!(shutdown(), 1);
     assert_eq!(shutdown(), 0);
 }
+
+/// It executes the request when it goes on, so the key may come as late as then.
+#[cfg(feature = "test-util")]
+#[tokio::test(start_paused = true)]
+async fn a_master_frozen_for_longer_than_the_ttl_is_waited_for() {
+    let ttl = Duration::from_secs(2);
+    let masters = tokio_redlock::testing::Masters::new(3);
+    let dlm = Redlock::builder().testing(&masters).build().unwrap();
+    dlm.lock("warm", ttl)
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    assert_eq!(dlm.shutdown(LONG).await, 0);
+    masters[0].hang();
+    let guard = dlm.lock("r", ttl).await.unwrap();
+    guard.release().await.expect("two masters are well");
+    assert_eq!(dlm.shutdown(5 * ttl).await, 1);
+    masters[0].resume();
+    assert_eq!(dlm.shutdown(ttl).await, 0);
+    assert!(masters.iter().all(|master| master.keys().is_empty()));
+}

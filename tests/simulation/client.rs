@@ -1,14 +1,15 @@
 //! A client that does what comes to its mind.
 
-use std::future::poll_fn;
+use std::future::{IntoFuture, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use futures::future::join_all;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::history::History;
 use tokio_redlock::{ExtendError, Handover, KeepAlive, LockGuard, Redlock, RetryPolicy};
@@ -43,10 +44,33 @@ impl Client {
     pub(crate) async fn run(mut self) {
         for _ in 0..self.rng.random_range(2..6) {
             self.pause(80).await;
+            if self.rng.random_bool(0.02) {
+                self.crowd().await;
+            }
             if let Some((guard, kept_alive)) = self.lock().await {
                 self.hold(guard, kept_alive).await;
             }
         }
+    }
+
+    /// Asks for more locks at once than the masters have room for, each on a resource of its own. Whoever gets a lock drops
+    /// it. Some attempts are cancelled, also while they wait in line.
+    async fn crowd(&mut self) {
+        let (name, ttl) = (self.name, self.longest_ttl);
+        let count = self.rng.random_range(60..150);
+        self.history
+            .note(|_| {}, || format!("{name} asks for {count} locks at once"));
+        let mut attempts = Vec::new();
+        for number in 0..count {
+            let request = self.dlm.lock(format!("{name}:{number}"), ttl);
+            let request = request.retry(RetryPolicy::new().max_wait(self.millis(0..2_000)));
+            let patience = self.millis(0..4_000);
+            attempts.push(timeout(patience, request.into_future()));
+        }
+        let ended = join_all(attempts).await;
+        let granted = ended.iter().filter(|it| matches!(it, Ok(Ok(_)))).count();
+        self.history
+            .note(|_| {}, || format!("{name} got {granted} locks of {count}"));
     }
 
     /// A guard, and whether it is kept alive.
@@ -176,7 +200,7 @@ impl Client {
             0 => polled(self.rng.random_range(1..12), future).await,
             1 => {
                 let patience = self.millis(0..200);
-                tokio::time::timeout(patience, future).await.ok()
+                timeout(patience, future).await.ok()
             }
             _ => Some(future.await),
         }

@@ -85,8 +85,9 @@ impl Nemesis {
     fn inject_one(&mut self) {
         let place = self.rng.random_range(0..self.masters.len());
         let master = self.masters[place].clone();
-        let what = match self.rng.random_range(0..8) {
+        let what = match self.rng.random_range(0..9) {
             0 | 1 => self.slow(&master),
+            8 => self.slow_and_steady(&master),
             2 => self.hang(place, &master),
             3 => self.stop(place, &master),
             4 => self.set_clock_rate(&master),
@@ -111,6 +112,13 @@ impl Nemesis {
         master.delay_requests(requests);
         master.delay_answers(answers);
         what
+    }
+
+    /// Each answer is as late as every other, so they keep coming, and each may be later than a request may take.
+    fn slow_and_steady(&mut self, master: &Master) -> String {
+        let late = self.millis(100..900);
+        master.delay_answers(late..=late);
+        format!("is {late:?} late with every answer")
     }
 
     fn hang(&mut self, place: usize, master: &Master) -> String {

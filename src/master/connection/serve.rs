@@ -399,3 +399,6 @@ impl<T: Transport> Line<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

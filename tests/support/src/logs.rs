@@ -18,11 +18,20 @@ pub struct Logs {
 impl Logs {
     /// Begins to collect.
     pub fn capture() -> Self {
+        Self::capture_up_to(LevelFilter::TRACE)
+    }
+
+    /// Begins to collect, and leaves out what is only for developers.
+    pub fn capture_for_operators() -> Self {
+        Self::capture_up_to(LevelFilter::INFO)
+    }
+
+    fn capture_up_to(level: LevelFilter) -> Self {
         ask_every_thread();
         let buffer = Buffer::default();
         let writer = buffer.clone();
         let subscriber = tracing_subscriber::fmt()
-            .with_max_level(LevelFilter::TRACE)
+            .with_max_level(level)
             .with_ansi(false)
             .with_writer(move || writer.clone())
             .finish();
