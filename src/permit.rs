@@ -209,6 +209,21 @@ impl SendPermit {
         }
     }
 
+    /// Whether the request would be the first one of its value for this master.
+    pub(crate) fn is_first(&self) -> bool {
+        match self {
+            Self::SetsNoKey | Self::Delete(..) => false,
+            Self::Write(dirty, master) => dirty.dirty(*master).is_none(),
+        }
+    }
+
+    pub(crate) fn is_for_same_key(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Write(one, _), Self::Write(other, _)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+
     /// Records what a request that was sent has done. Another request may have done more.
     pub(crate) fn record(&self, effect: Effect) {
         let Self::Write(dirty, master) = self else {

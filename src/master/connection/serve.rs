@@ -180,9 +180,25 @@ impl<T: Transport> Line<T> {
     fn arrive(&mut self, queued: Queued) {
         match queued.urgency {
             Urgency::Ping => self.pings.push_back(queued),
-            Urgency::Delete | Urgency::Held => self.urgent.push_back(queued),
+            Urgency::Delete => self.urgent.push_back(queued),
+            Urgency::Held => {
+                let attempt = self.attempt_before(&queued);
+                self.urgent.extend(attempt.into_iter().chain([queued]));
+            }
             Urgency::Attempt => self.others.push_back(queued),
         }
+    }
+
+    /// Takes the attempt of the same lock out of the line, if it still waits. An extension that passed it would find no key,
+    /// and its vote would be lost.
+    fn attempt_before(&mut self, extension: &Queued) -> Option<Queued> {
+        // Nearly always the attempt was sent long ago, and nothing has to be searched.
+        if !extension.permit.is_first() {
+            return None;
+        }
+        let mut others = self.others.iter();
+        let place = others.position(|other| other.permit.is_for_same_key(&extension.permit))?;
+        self.others.remove(place)
     }
 
     /// Whether nothing waits to be sent.
