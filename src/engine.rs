@@ -21,7 +21,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use thiserror::Error;
-use tokio::runtime::{self, Handle, Runtime};
+use tokio::runtime::{self, Handle, Runtime, RuntimeFlavor};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{Id, coop::unconstrained, id, try_id, yield_now};
 use tokio::time::{Instant, sleep};
@@ -516,13 +516,23 @@ async fn dispatch(task: Arc<OnceLock<Id>>, mut queue: mpsc::UnboundedReceiver<Ma
 ///
 /// On the thread, which runs one task at a time, the connections have then written all commands that jobs have sent so
 /// far.
-pub(crate) async fn others_have_run() {
+async fn others_have_run() {
     // A task that yields is woken when no other task can run, or after some dozens of turns of other tasks. By then
     // each connection has had a turn, in which it writes all commands that were sent before, up to some dozens of
     // pipelines. The commands of one turn of the dispatcher need at most two turns of a connection. The other two
     // yields are a margin for a busy thread.
     for _ in 0..4 {
         yield_now().await;
+    }
+}
+
+/// Ends when what had arrived from the network has been read. So a stall of this process is not taken for a silence of its
+/// peer.
+pub(crate) async fn arrived_is_read() {
+    others_have_run().await;
+    if Handle::current().runtime_flavor() != RuntimeFlavor::CurrentThread {
+        // The task that reads may wait for a thread that runs the caller's code.
+        sleep(Duration::from_millis(10)).await;
     }
 }
 

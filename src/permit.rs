@@ -75,7 +75,8 @@ impl DirtyMasters {
         state.is_owner = true;
         for sent in &mut state.masters {
             // The other process has not said which masters it reached, so each one gets a delete.
-            sent.requests = sent.requests.max(1);
+            // Counted as one more request, which no answer takes away.
+            sent.requests += 1;
         }
     }
 

@@ -211,8 +211,6 @@ impl Deletion {
         pending: Arc<Pending>,
         outcome: oneshot::Sender<Released>,
     ) {
-        // From now on and not from the last request: a master may execute a request that is under way as late as now.
-        let gone = Instant::now() + self.lifetime.min(LONGEST_LIFETIME);
         // The deletes are queued by the first poll of this future. `Engine::begin` relies on that.
         let request = Request::release(slice::from_ref(&self.key), &self.value);
         let mut round = masters.delete(&request, &self.deletes, self.patience);
@@ -236,7 +234,7 @@ impl Deletion {
                 End::MayComeBack | End::Failed => {
                     pending.open.fetch_add(1, Ordering::Relaxed);
                     let follower = Arc::clone(&pending) as Arc<dyn Follower>;
-                    masters.owe(self.debt(place, gone, follower));
+                    masters.owe(self.debt(place, follower));
                 }
                 End::Refused => {
                     pending.open.fetch_add(1, Ordering::Relaxed);
@@ -247,13 +245,16 @@ impl Deletion {
         pending.confirmed();
     }
 
-    fn debt(&self, place: usize, gone: Instant, follower: Arc<dyn Follower>) -> Debt {
+    fn debt(&self, place: usize, follower: Arc<dyn Follower>) -> Debt {
+        let dirty = self.deletes.dirty(place);
         Debt {
             key: self.key.clone(),
             value: self.value.clone(),
             deletes: Arc::clone(&self.deletes),
             place,
-            gone,
+            // From now on and not from the last request: a master may have executed that as late as now.
+            gone: Instant::now() + self.lifetime.min(LONGEST_LIFETIME),
+            may_come_back: dirty.is_some_and(|dirty| dirty.unanswered_on.is_some()),
             follower: Some(follower),
         }
     }

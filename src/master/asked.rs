@@ -181,8 +181,8 @@ impl Asking {
     /// What follows when the request has a reply, or none.
     fn after(&self, connection: u64, reply: Result<redis::Value, SendError>) -> Next {
         self.master.link.received(connection, &reply);
-        if let (Err(SendError::Silent(_)), SendPermit::Delete(..)) = (&reply, &self.permit) {
-            self.master.link.mark_unanswered(self.request.command());
+        if let SendPermit::Delete(..) = self.permit {
+            self.master.link.deleted(self.request.command(), &reply);
         }
         Next::after(self.request.kind(), reply)
     }

@@ -28,10 +28,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The master may still execute the `SET` when it comes back. After this time the debt is dropped, unconfirmed.
 const LONGEST_WATCH: Duration = Duration::from_secs(600);
 
-/// How long after the ttl somebody is told how a debt ends, where a `SET` may still be executed. Longer than any sane
-/// reply takes.
-const LONGEST_FOLLOWED: Duration = Duration::from_secs(2);
-
 /// How long a delete is waited for before it is sent again.
 const LONGEST_DELETE: Duration = Duration::from_secs(10);
 
@@ -48,8 +44,10 @@ pub(crate) struct Debt {
     pub(crate) deletes: Arc<Deletes>,
     /// The place of the master among all masters, for `deletes`.
     pub(crate) place: usize,
-    /// When the key has expired, if no `SET` is executed after the release has begun.
+    /// When the key has expired, if no `SET` is executed after this debt was made.
     pub(crate) gone: Instant,
+    /// Whether a `SET` may be executed after this debt was made.
+    pub(crate) may_come_back: bool,
     /// Called when the debt ends well.
     pub(crate) follower: Option<Arc<dyn Follower>>,
 }
@@ -242,14 +240,10 @@ impl Settling {
                 return true;
             }
             let end = self.expired(debt, now);
-            // Also where the debt goes on: nobody waits for it much longer than the ttl.
-            let has_to_tell = end.is_some() || debt.gone + LONGEST_FOLLOWED <= now;
-            if has_to_tell {
-                expired.push((end, debt.follower.take()));
-            }
+            expired.extend(end.map(|end| (end, debt.follower.take())));
             end.is_none()
         });
-        list.left += expired.iter().filter(|(end, _)| end.is_some()).count();
+        list.left += expired.len();
         let to_log = list.left_to_log(now);
         let step = list.step(now);
         if matches!(step, Step::End) {
@@ -258,7 +252,7 @@ impl Settling {
         }
         drop(list);
         for (end, follower) in expired {
-            if let (Some(End::Settled), Some(follower)) = (end, follower) {
+            if let (End::Settled, Some(follower)) = (end, follower) {
                 follower.confirmed();
             }
         }
@@ -274,15 +268,16 @@ impl Settling {
 
     /// How a debt ends whose key has expired; `None` if it goes on.
     fn expired(&self, debt: &Debt, now: Instant) -> Option<End> {
-        let link = &self.master.link;
-        match debt.unanswered_on().map(|serial| link.openness(serial)) {
-            // A SET that was sent and not answered is executed when the master comes back to life, and its key lives
-            // for a whole ttl from then on. The debt ends when a delete behind it is answered.
-            Some(Openness::Current) if debt.gone + LONGEST_WATCH > now => None,
-            // The same on a connection that could not be closed. No delete is behind it there.
-            Some(Openness::Current | Openness::Unclosed) => Some(End::MayComeBack),
-            None | Some(Openness::Closed) => Some(End::Settled),
+        if !debt.may_come_back {
+            return Some(End::Settled);
         }
+        // A SET that was sent and not answered is executed when the master comes back to life, and its key lives for a
+        // whole ttl from then on. The debt ends when a delete behind it is answered. Where the connection could not be
+        // closed, no delete is behind it.
+        let link = &self.master.link;
+        let openness = debt.unanswered_on().map(|serial| link.openness(serial));
+        let is_watched = openness != Some(Openness::Unclosed) && debt.gone + LONGEST_WATCH > now;
+        (!is_watched).then_some(End::MayComeBack)
     }
 
     /// Sends each delete once. Returns whether some have to be sent again.
@@ -385,6 +380,7 @@ mod tests {
             deletes: Arc::clone(deletes),
             place: 0,
             gone: Instant::now(),
+            may_come_back: false,
             follower: None,
         }
     }

@@ -35,8 +35,10 @@ pub(crate) struct Window {
     limit: usize,
     under_way: usize,
     round_trip: RoundTrip,
-    /// Replies per second when the window was what limited them.
+    /// Replies per second, as far as is known.
     rate: u64,
+    /// Whether the master cannot answer more: the window was full when the rate was measured.
+    is_limited: bool,
     sample: Sample,
 }
 
@@ -69,6 +71,7 @@ impl Window {
                 draining_since: None,
             },
             rate: 0,
+            is_limited: false,
             sample: Sample::new(now),
         }
     }
@@ -94,7 +97,19 @@ impl Window {
     /// How many requests may be sent together. Their replies come together, so a slow master must be able to answer
     /// them before it counts as silent.
     pub(crate) fn batch(&self, silence: Duration) -> usize {
-        in_time(self.rate, silence / 4).max(LEAST)
+        let in_time = in_time(self.rate, silence / 4);
+        // A rate that nothing limited may be as low as the need was.
+        in_time.max(if self.is_limited { 1 } else { LEAST })
+    }
+
+    /// How many deletes may be sent together. Nobody waits long for them, so there are many until the master shows that it
+    /// is slow: a process that ends has little time to write them.
+    pub(crate) fn batch_of_deletes(&self, silence: Duration) -> usize {
+        if self.is_limited {
+            self.batch(silence)
+        } else {
+            usize::MAX
+        }
     }
 
     /// Requests were sent.
@@ -128,9 +143,11 @@ impl Window {
         let rate = per_second(self.sample.replies, elapsed);
         if rate > self.rate {
             self.rate = rate;
+            self.is_limited = self.sample.was_full;
         } else if self.sample.was_full && self.round_trip.draining_since.is_none() {
             // Slowly, since one bad sample must not cost throughput. What did not fill the window says nothing.
             self.rate = (3 * self.rate + rate) / 4;
+            self.is_limited = true;
         } else {
             return;
         }

@@ -16,7 +16,7 @@ use support::{
     current_thread, eventually, eventually_async, multi_thread, test_process, unique,
 };
 use tokio::runtime::Runtime;
-use tokio_redlock::{LockGuard, Redlock};
+use tokio_redlock::{LockError, LockGuard, MasterError, Redlock, Vote};
 
 /// Long against anything that a test does: a key that is gone was deleted.
 const TTL: Duration = Duration::from_secs(60);
@@ -477,4 +477,34 @@ fn a_proxy_forwards_what_a_client_sent_before_it_ended() {
         drop(client);
         eventually("it is set", SOON, || server.get(key).is_some());
     }
+}
+
+/// The frozen master has the request to set the key, and executes it when it goes on. The delete has to be with it by then.
+#[test]
+fn a_lock_released_while_a_master_hangs_leaves_no_key_there_though_its_client_has_ended() {
+    let masters = Masters::start(3);
+    let (runtime, here) = (multi_thread(), current_thread());
+    let builder = masters.builder().runtime(runtime.handle().clone());
+    let dlm = builder.build().expect("valid masters");
+    here.block_on(async {
+        let taken = masters.lock_everywhere(&dlm, "taken", TTL).await;
+        masters[2].freeze();
+        let guard = dlm.lock("late", TTL).await.expect("two are well");
+        eventually_async("it is known to hang", LONG, async || {
+            let Err(LockError::Taken(failure)) = dlm.try_lock("taken", TTL).await else {
+                panic!("it is taken");
+            };
+            let mut votes = failure.ballots.iter().map(|ballot| &ballot.vote);
+            matches!(votes.nth(2), Some(Vote::Failed(MasterError::Hung(_))))
+        })
+        .await;
+        guard.release().await.expect("two are well");
+        taken.release().await.expect("two are well");
+        // Long enough for the deletes to be written, and too short for a shutdown.
+        assert!(dlm.shutdown(IN_ALL / 4).await > 0, "it has not answered");
+    });
+    drop((dlm, runtime));
+    masters[2].thaw();
+    let executed = || masters[2].calls("set") >= 2 && masters[2].keys().is_empty();
+    eventually("the keys were set, and are gone", SOON, executed);
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures::StreamExt;
+use tokio::time::timeout;
 
 use super::schedule::Due;
 use super::{Kept, alone};
@@ -22,13 +23,23 @@ pub(super) async fn renew(core: Arc<Core>, due: Vec<Due<Kept>>) {
     let request = Request::renew(locks);
     let mut answers = core.masters.renew(&request, core.renewals.patience);
     let masters = core.masters.count();
+    let remaining = due
+        .iter()
+        .map(|due| due.item.claim.remaining().unwrap_or_default());
+    let useful_for = remaining.max().unwrap_or_default();
     let mut locks: Vec<_> = due.into_iter().map(|due| Lock::new(due, masters)).collect();
-    // Each master answers, or is silent, or its connection breaks; so this ends.
-    while let Some(answer) = answers.next().await {
-        for (place, lock) in locks.iter_mut().enumerate() {
-            lock.votes.count(Found::of(&answer, place));
-            lock.proceed(&core, start);
+    let counting = async {
+        while let Some(answer) = answers.next().await {
+            for (place, lock) in locks.iter_mut().enumerate() {
+                lock.votes.count(Found::of(&answer, place));
+                lock.proceed(&core, start);
+            }
         }
+    };
+    // Each master answers, or is silent, or its connection breaks. But a slow one may answer when all is over.
+    let _ = timeout(useful_for, counting).await;
+    for lock in &mut locks {
+        lock.give_up(&core);
     }
 }
 
@@ -120,6 +131,13 @@ impl Lock {
         if self.state == State::Renewed && self.votes.is_missing {
             self.state = State::Ended;
             alone::heal(core, self.due.id);
+        }
+    }
+
+    /// Waits for no further answer.
+    fn give_up(&mut self, core: &Arc<Core>) {
+        if self.state == State::Undecided {
+            self.state = self.try_again(core);
         }
     }
 

@@ -18,10 +18,11 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{Queued, SendError, Urgency};
 use crate::clock::Moment;
-use crate::engine::others_have_run;
+use crate::engine::arrived_is_read;
 use crate::master::link::Activity;
 use crate::master::load::Load;
 use crate::master::reply::Sign;
+use crate::master::request::Kind;
 use crate::master::window::{MOST, Window};
 
 /// How long the job waits for replies after every handle to the connection is gone. A master that hangs would keep the
@@ -91,8 +92,9 @@ pub(super) async fn serve<T: Transport>(
         last_reply: now,
         turns: VecDeque::new(),
         pings: VecDeque::new(),
-        urgent: VecDeque::new(),
-        others: VecDeque::new(),
+        deletes: VecDeque::new(),
+        held: VecDeque::new(),
+        attempts: VecDeque::new(),
         batches: BTreeMap::new(),
         next_batch: 0,
         terms,
@@ -151,10 +153,10 @@ struct Line<T> {
     /// What [`Transport::next`] has let through already.
     turns: VecDeque<Queued>,
     pings: VecDeque<Queued>,
-    /// Deletes, extensions, and requests that only read.
-    urgent: VecDeque<Queued>,
-    /// New attempts.
-    others: VecDeque<Queued>,
+    deletes: VecDeque<Queued>,
+    /// Extensions, renewals and inspections.
+    held: VecDeque<Queued>,
+    attempts: VecDeque<Queued>,
     /// What is under way, in the order of sending. A map, because an external connection may answer in another order.
     batches: BTreeMap<u64, Batch>,
     next_batch: u64,
@@ -180,12 +182,12 @@ impl<T: Transport> Line<T> {
     fn arrive(&mut self, queued: Queued) {
         match queued.urgency {
             Urgency::Ping => self.pings.push_back(queued),
-            Urgency::Delete => self.urgent.push_back(queued),
+            Urgency::Delete => self.deletes.push_back(queued),
             Urgency::Held => {
                 let attempt = self.attempt_before(&queued);
-                self.urgent.extend(attempt.into_iter().chain([queued]));
+                self.held.extend(attempt.into_iter().chain([queued]));
             }
-            Urgency::Attempt => self.others.push_back(queued),
+            Urgency::Attempt => self.attempts.push_back(queued),
         }
     }
 
@@ -196,15 +198,17 @@ impl<T: Transport> Line<T> {
         if !extension.permit.is_first() {
             return None;
         }
-        let mut others = self.others.iter();
-        let place = others.position(|other| other.permit.is_for_same_key(&extension.permit))?;
-        self.others.remove(place)
+        let mut attempts = self.attempts.iter();
+        let place =
+            attempts.position(|attempt| attempt.permit.is_for_same_key(&extension.permit))?;
+        self.attempts.remove(place)
     }
 
     /// Whether nothing waits to be sent.
     fn is_empty(&self) -> bool {
-        let lines = [&self.turns, &self.pings, &self.urgent, &self.others];
-        lines.into_iter().all(VecDeque::is_empty)
+        let first = [&self.turns, &self.pings];
+        let lines = [&self.deletes, &self.held, &self.attempts];
+        first.into_iter().chain(lines).all(VecDeque::is_empty)
     }
 
     /// The time since the connection is served, as the window counts it.
@@ -219,14 +223,19 @@ impl<T: Transport> Line<T> {
         &mut self,
     ) -> Option<impl Future<Output = (u64, Vec<Result<Reply, SendError>>)> + Send + use<T>> {
         let mut commands = Vec::new();
-        let most = match self.urgent.front().map(|first| first.urgency) {
-            Some(Urgency::Delete) => T::MAX_BATCH,
-            _ => self.window.batch(self.terms.silence).min(T::MAX_BATCH),
+        let most = if self.deletes.is_empty() {
+            self.window.batch(self.terms.silence)
+        } else {
+            self.window.batch_of_deletes(self.terms.silence)
         };
-        while commands.len() < most {
+        while commands.len() < most.min(T::MAX_BATCH) {
             let sent = self.window.under_way() + commands.len();
             let Some(next) = self.take(sent) else { break };
+            let is_large = matches!(next.kind, Some(Kind::Renew(_)));
             commands.push(next);
+            if is_large {
+                break;
+            }
         }
         if commands.is_empty() {
             return None;
@@ -248,13 +257,13 @@ impl<T: Transport> Line<T> {
     /// Drops the attempts at the front of the line whose locks were given up: they need no room. Records since when the
     /// first of the rest waits.
     fn forget_useless(&mut self) {
-        while self.others.front().is_some_and(Queued::is_useless)
-            && let Some(useless) = self.others.pop_front()
+        while self.attempts.front().is_some_and(Queued::is_useless)
+            && let Some(useless) = self.attempts.pop_front()
         {
             useless.answer(Err(SendError::NotPermitted));
         }
         let Terms { load, serial, .. } = &self.terms;
-        load.set_head(*serial, self.others.front().map(|head| head.queued));
+        load.set_head(*serial, self.attempts.front().map(|head| head.queued));
     }
 
     /// The next command that there is room for, and that is still permitted. A command that nobody needs any more
@@ -288,12 +297,14 @@ impl<T: Transport> Line<T> {
             return Some(ping);
         }
         let limit = self.window.limit();
-        let (line, room) = match self.urgent.front().map(|first| first.urgency) {
-            // Not the window: the locks of a process that ends are deleted at once, and on a master that is silent now the
-            // deletes are then executed behind what they delete.
-            Some(Urgency::Delete) => (&mut self.urgent, MOST),
-            Some(_) => (&mut self.urgent, 2 * limit),
-            None => (&mut self.others, limit),
+        // Deletes do not wait for the window: the locks of a process that ends are deleted at once, and on a master that is
+        // silent now the deletes are then executed behind what they delete.
+        let (line, room) = if !self.deletes.is_empty() {
+            (&mut self.deletes, MOST)
+        } else if !self.held.is_empty() {
+            (&mut self.held, 2 * limit)
+        } else {
+            (&mut self.attempts, limit)
         };
         if sent < room { line.pop_front() } else { None }
     }
@@ -339,14 +350,13 @@ impl<T: Transport> Line<T> {
         let Self {
             turns,
             pings,
-            urgent,
-            others,
+            deletes,
+            held,
+            attempts,
             ..
         } = self;
-        for queued in [turns, pings, urgent, others]
-            .into_iter()
-            .flat_map(|line| line.drain(..))
-        {
+        let lines = [turns, pings, deletes, held, attempts];
+        for queued in lines.into_iter().flat_map(|line| line.drain(..)) {
             queued.answer(Err(SendError::unsent()));
         }
     }
@@ -355,7 +365,7 @@ impl<T: Transport> Line<T> {
     fn waits_since(&mut self) -> Option<Instant> {
         let mut under_way = self.batches.values().filter(|batch| !batch.is_given_up);
         let under_way = under_way.next().map(|batch| batch.sent);
-        let heads = [self.urgent.front(), self.others.front()];
+        let heads = [&self.deletes, &self.held, &self.attempts].map(VecDeque::front);
         let heads = heads.into_iter().flatten().map(|head| head.queued);
         if let Some(oldest) = heads.chain(under_way).min() {
             return Some(oldest);
@@ -374,7 +384,7 @@ impl<T: Transport> Line<T> {
                 queued.give_up(silence);
             }
         }
-        for line in [&mut self.urgent, &mut self.others] {
+        for line in [&mut self.deletes, &mut self.held, &mut self.attempts] {
             while line.front().is_some_and(|head| head.queued <= since)
                 && let Some(head) = line.pop_front()
             {
@@ -399,7 +409,7 @@ impl<T: Transport> Line<T> {
             if now >= deadline {
                 let look = check
                     .last_look
-                    .get_or_insert_with(|| others_have_run().boxed());
+                    .get_or_insert_with(|| arrived_is_read().boxed());
                 ready!(look.poll_unpin(cx));
                 check.last_look = None;
                 self.give_up(now - self.terms.silence);

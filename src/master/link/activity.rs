@@ -25,8 +25,6 @@ pub(crate) struct Activity {
     last_used: AtomicU64,
     /// Whether there is a health check.
     is_checking: AtomicBool,
-    /// Whether the master answered the last attempt to connect, and did not execute a write.
-    is_write_held_back: AtomicBool,
 }
 
 impl Activity {
@@ -38,7 +36,6 @@ impl Activity {
             last_attempt: AtomicU64::new(0),
             last_used: AtomicU64::new(0),
             is_checking: AtomicBool::new(false),
-            is_write_held_back: AtomicBool::new(false),
         }
     }
 
@@ -58,15 +55,6 @@ impl Activity {
 
     pub(super) fn mark_checked(&self) {
         self.is_checking.store(false, Ordering::Relaxed);
-    }
-
-    pub(super) fn mark_write_held_back(&self, is_held_back: bool) {
-        self.is_write_held_back
-            .store(is_held_back, Ordering::Relaxed);
-    }
-
-    pub(super) fn is_write_held_back(&self) -> bool {
-        self.is_write_held_back.load(Ordering::Relaxed)
     }
 
     /// The master has replied, in time or not.

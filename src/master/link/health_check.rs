@@ -9,7 +9,7 @@ use super::activity::DISCONNECT_UNUSED_AFTER;
 use super::reconnector::Reconnector;
 use super::state::Event;
 use super::{Link, PING_AFTER};
-use crate::engine::others_have_run;
+use crate::engine::arrived_is_read;
 use crate::master::connection::{Command, Connection, Order};
 use crate::master::reply::Sign;
 use crate::vote::MasterError;
@@ -39,7 +39,7 @@ impl HealthCheck {
             return link.received(connection.serial(), &reply);
         }
         // A stall of this process is no silence of the master.
-        others_have_run().await;
+        arrived_is_read().await;
         // The reply to the ping may have to wait for those to earlier requests. Each of them is a sign of life.
         if link.activity.since_last_reply() < begun.elapsed() {
             return;

@@ -9,6 +9,7 @@ mod health_check;
 mod log;
 mod reconnector;
 mod state;
+mod write_probe;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -22,6 +23,7 @@ use self::health_check::HealthCheck;
 use self::log::Logged;
 use self::reconnector::Reconnector;
 use self::state::{Event, State, Transition};
+use self::write_probe::WriteProbe;
 use super::connection::{Command, Connection, Order, SendError, Sent, Terms};
 use super::connector::Connector;
 use super::load::Load;
@@ -59,9 +61,7 @@ pub(crate) struct Link {
     silence: Duration,
     load: Arc<Load>,
     resolver: Resolver,
-    /// The last delete that the master left without an answer. The master has to answer it over a new connection before
-    /// that connection is used: a master may answer reads, and hold back writes.
-    unanswered_delete: Mutex<Option<Arc<Command>>>,
+    writes: WriteProbe,
     /// How the master of the current connection deletes.
     delete_by: Mutex<DeleteBy>,
     state: FairWatch<State>,
@@ -104,7 +104,7 @@ impl Link {
             silence,
             load,
             resolver: Resolver::default(),
-            unanswered_delete: Mutex::new(None),
+            writes: WriteProbe::default(),
             delete_by: Mutex::new(DeleteBy::Script),
             state: FairWatch::new(State::Idle),
             unclosed: Mutex::new(Unclosed::default()),
@@ -184,6 +184,10 @@ impl Link {
 
     /// Whether the master may still execute what was sent on a connection.
     pub(crate) fn openness(&self, serial: u64) -> Openness {
+        if !self.connector.reconnects() {
+            // An external connection may reconnect by itself. Nobody knows what is closed.
+            return Openness::Unclosed;
+        }
         let is_current = match &*self.state.borrow() {
             State::Up(current) | State::Hung(current) => current.serial() == serial,
             // The next connection closes those before.
@@ -198,9 +202,13 @@ impl Link {
         }
     }
 
-    /// The master has left a delete unanswered.
-    pub(crate) fn mark_unanswered(&self, delete: Arc<Command>) {
-        *lock(&self.unanswered_delete) = Some(delete);
+    /// Learns from what became of a delete whether the master executes writes.
+    pub(crate) fn deleted(&self, delete: Arc<Command>, reply: &Result<Reply, SendError>) {
+        if matches!(reply, Err(SendError::Silent(_))) {
+            self.writes.mark_unanswered(delete);
+        } else if Sign::of(reply) == Sign::Alive {
+            self.writes.mark_answered();
+        }
     }
 
     pub(crate) fn delete_by(&self) -> DeleteBy {
@@ -263,10 +271,16 @@ impl Link {
     /// changed.
     fn on(self: &Arc<Self>, event: Event) -> bool {
         let mut transition = Transition::Unchanged;
+        let mut old = None;
         let is_changed = self.state.modify(|state| {
+            if let State::Up(connection) | State::Hung(connection) = &*state {
+                old = Some(connection.clone());
+            }
             transition = state.on(event, Instant::now());
             transition != Transition::Unchanged
         });
+        // After the lock of the state is released: the drop of a connection may drop requests, which wake others.
+        drop(old);
         // After the lock of the state is released: a runtime that shuts down drops the task at once, and the task takes
         // the lock when it is dropped.
         if transition == Transition::StartReconnector {

@@ -6,14 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
-use redis::RedisResult;
+use redis::{RedisError, RedisResult};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::state::Event;
+use super::write_probe::Probed;
 use super::{CONNECT_TIMEOUT, Link};
 use crate::master::connection::Connection;
 use crate::master::connector::{Greeting, close_earlier};
-use crate::master::reply::{Sign, connect_error};
+use crate::master::reply::connect_error;
 use crate::sync::lock;
 use crate::vote::MasterError;
 
@@ -109,7 +110,7 @@ impl Link {
 
     /// How long after an attempt the next one may begin.
     fn least_pause(&self) -> Duration {
-        if self.activity.is_write_held_back() {
+        if self.writes.is_held_back() {
             WRITE_PAUSE
         } else {
             MIN_PAUSE
@@ -120,10 +121,11 @@ impl Link {
         let pause = self.least_pause();
         sleep(pause.saturating_sub(self.activity.since_last_attempt())).await;
         self.activity.mark_attempt();
+        self.writes.set_held_back(false);
         let opened = timeout(self.connect_timeout, self.open());
         let opened = opened.await.unwrap_or_else(|_| {
             let error = format!("timed out after {:?}", self.connect_timeout);
-            Err(io::Error::new(io::ErrorKind::TimedOut, error).into())
+            Err(io_error(&error))
         });
         let (connection, greeting) = opened.map_err(connect_error)?;
         self.establish(connection, greeting).await;
@@ -140,29 +142,15 @@ impl Link {
             .await?;
         // The new connection will close the hung one, so a sign of life on that one counts no more.
         self.on(Event::HungGivenUp);
-        let greeting = self.connector.set_up(&connection).await;
-        self.write_works(&connection).await?;
-        Ok((connection, greeting))
-    }
-
-    /// If the master has left a delete without an answer, sends this delete over the new connection, and waits for a
-    /// reply. Any reply, also an error, shows that the master does not hold back writes, as `CLIENT PAUSE` makes it do.
-    /// A ping would not show this.
-    async fn write_works(&self, connection: &Connection) -> RedisResult<()> {
-        let unanswered = lock(&self.unanswered_delete).clone();
-        if let Some(delete) = unanswered
-            && self.connector.reconnects()
-        {
-            let reply = timeout(self.ping_timeout(), connection.send_plain(delete)).await;
-            let is_alive = reply.is_ok_and(|reply| Sign::of(&reply) == Sign::Alive);
-            self.activity.mark_write_held_back(!is_alive);
-            if !is_alive {
-                let error = "the master answers, and does not execute writes";
-                return Err(io::Error::new(io::ErrorKind::TimedOut, error).into());
-            }
-            *lock(&self.unanswered_delete) = None;
+        // Together, so that the probe takes no further round trip.
+        let probe = self.writes.run(&connection, self.ping_timeout());
+        let (greeting, probed) = futures::join!(self.connector.set_up(&connection), probe);
+        self.writes.set_held_back(probed == Probed::HeldBack);
+        match probed {
+            Probed::Works => Ok((connection, greeting)),
+            Probed::HeldBack => Err(io_error("it answers, and does not execute writes")),
+            Probed::Broken => Err(io_error("the new connection broke")),
         }
-        Ok(())
     }
 
     /// Closes earlier connections at the master's end, and offers the new one to requests.
@@ -191,4 +179,8 @@ impl Link {
         self.activity.mark_alive();
         self.on(Event::Established(connection));
     }
+}
+
+fn io_error(text: &str) -> RedisError {
+    io::Error::new(io::ErrorKind::TimedOut, text).into()
 }
