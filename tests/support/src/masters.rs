@@ -151,6 +151,9 @@ pub trait Servers {
     /// How often all of them together ran a command, see [`Server::calls`].
     fn calls(&self, command: &str) -> u64;
 
+    /// How often all of them together deleted a key, see [`Server::deletes`].
+    fn deletes(&self) -> u64;
+
     /// Waits until each of them holds the key of a lock with its value.
     fn eventually_hold(&self, guard: &LockGuard) -> impl Future<Output = ()>;
 
@@ -188,6 +191,10 @@ impl Servers for [Server] {
 
     fn calls(&self, command: &str) -> u64 {
         self.iter().map(|server| server.calls(command)).sum()
+    }
+
+    fn deletes(&self) -> u64 {
+        self.iter().map(Server::deletes).sum()
     }
 
     async fn eventually_hold(&self, guard: &LockGuard) {

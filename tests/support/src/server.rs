@@ -198,6 +198,13 @@ impl Server {
             .map_or(0, |calls| calls.parse().expect("calls are a number"))
     }
 
+    /// How often a key was deleted: by `DEL`, also inside of a script, or by a plain compare-and-delete. The latter counts
+    /// where it found nothing, too.
+    pub fn deletes(&self) -> u64 {
+        let names = ["del", "delifeq", "delex"].iter();
+        names.map(|name| self.calls(name)).sum()
+    }
+
     /// Runs any command over a connection of its own.
     pub fn query<T: FromRedisValue>(&self, command: &Cmd) -> T {
         self.try_query(command)

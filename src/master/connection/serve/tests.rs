@@ -165,7 +165,7 @@ fn is_pending(answer: &mut Answer) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pings_go_first_then_deletes_and_extensions_then_attempts() {
+async fn pings_go_first_then_deletes_then_extensions_then_attempts() {
     let served = Served::new();
     let _full = served.fill().await;
     let _late = [
@@ -175,7 +175,7 @@ async fn pings_go_first_then_deletes_and_extensions_then_attempts() {
         ("ping", Urgency::Ping),
     ]
     .map(|(name, urgency)| served.send(name, urgency));
-    assert_eq!(served.sent_after(0).await, ["ping", "extend", "delete"]);
+    assert_eq!(served.sent_after(0).await, ["ping", "delete", "extend"]);
     while served.under_way() > 1 {
         served.answer().await;
     }
