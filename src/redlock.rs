@@ -250,8 +250,8 @@ impl Redlock {
     ///
     /// - while a master does not answer;
     /// - while a `SET` may still arrive over an earlier connection that its master does not allow to be closed;
-    /// - for up to ten minutes after the ttl where a master has left a `SET` without an answer, and no new connection
-    ///   to it works. When that master comes back, it may still execute the `SET`.
+    /// - for up to ten minutes after the ttl where a master has left a `SET` without an answer, and has not come back.
+    ///   When it comes back, it may still execute the `SET`.
     ///
     /// The client gives up a release at once if a master forbids the delete, or already owes the answers to 16,384
     /// deletes of this client.

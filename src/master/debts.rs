@@ -28,6 +28,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The master may still execute the `SET` when it comes back. After this time the debt is dropped, unconfirmed.
 const LONGEST_WATCH: Duration = Duration::from_secs(600);
 
+/// The same for an external connection. It may have returned an error for the `SET`, and work again since: then nothing shows
+/// that the `SET` is not executed any more.
+const LONGEST_WATCH_OF_EXTERNAL: Duration = Duration::from_secs(60);
+
 /// How long a delete is waited for before it is sent again.
 const LONGEST_DELETE: Duration = Duration::from_secs(10);
 
@@ -276,7 +280,12 @@ impl Settling {
         // closed, no delete is behind it.
         let link = &self.master.link;
         let openness = debt.unanswered_on().map(|serial| link.openness(serial));
-        let is_watched = openness != Some(Openness::Unclosed) && debt.gone + LONGEST_WATCH > now;
+        let watch = if link.reconnects() {
+            LONGEST_WATCH
+        } else {
+            LONGEST_WATCH_OF_EXTERNAL
+        };
+        let is_watched = openness != Some(Openness::Unclosed) && debt.gone + watch > now;
         (!is_watched).then_some(End::MayComeBack)
     }
 

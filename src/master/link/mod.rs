@@ -182,12 +182,13 @@ impl Link {
         self.engine.upgrade()
     }
 
+    /// Whether a new connection can replace one that hangs or broke.
+    pub(crate) fn reconnects(&self) -> bool {
+        self.connector.reconnects()
+    }
+
     /// Whether the master may still execute what was sent on a connection.
     pub(crate) fn openness(&self, serial: u64) -> Openness {
-        if !self.connector.reconnects() {
-            // An external connection may reconnect by itself. Nobody knows what is closed.
-            return Openness::Unclosed;
-        }
         let is_current = match &*self.state.borrow() {
             State::Up(current) | State::Hung(current) => current.serial() == serial,
             // The next connection closes those before.
