@@ -110,28 +110,28 @@ fn limits(instructions: u64, allocations: u64) -> LibraryBenchmarkConfig {
     config
 }
 
-#[library_benchmark(config = limits(112_000, 125), setup = World::new)]
+#[library_benchmark(config = limits(118_600, 127), setup = World::new)]
 #[bench::five_masters()]
 fn lock(mut world: World) -> World {
     world.lock();
     black_box(world)
 }
 
-#[library_benchmark(config = limits(121_500, 100), setup = World::locked)]
+#[library_benchmark(config = limits(129_100, 104), setup = World::locked)]
 #[bench::five_masters()]
 fn extend(mut world: World) -> World {
     world.extend();
     black_box(world)
 }
 
-#[library_benchmark(config = limits(99_000, 97), setup = World::locked)]
+#[library_benchmark(config = limits(105_700, 100), setup = World::locked)]
 #[bench::five_masters()]
 fn release(mut world: World) -> World {
     world.release();
     black_box(world)
 }
 
-#[library_benchmark(config = limits(99_500, 98), setup = World::locked)]
+#[library_benchmark(config = limits(106_700, 102), setup = World::locked)]
 #[bench::five_masters()]
 fn drop_guard(mut world: World) -> World {
     world.drop_guards();

@@ -37,7 +37,7 @@ impl KeepAlive {
     }
 
     /// Sets the longest lifetime of the lock, counted from the start of the attempt that got the lock. Then the lock is
-    /// lost, with [`LossReason::LifetimeReached`]. Defaults to no limit.
+    /// lost, with [`LossReason::LifetimeReached`](crate::LossReason::LifetimeReached). Defaults to no limit.
     ///
     /// For work that may hang: without a limit, such work keeps all other clients out for ever.
     #[must_use]

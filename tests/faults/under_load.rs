@@ -26,10 +26,12 @@ async fn load(dlm: &Redlock, ttl: Duration, stop: &Cell<bool>) {
     let task = async |task: usize| {
         let mut turn = 0;
         while !stop.get() {
-            let locked = dlm.try_lock(format!("{task}:{turn}"), ttl).await;
-            let guard = locked.expect("two masters are well");
-            if turn % 2 == 0 {
-                guard.release().await.expect("two masters are well");
+            // Either may fail on a busy machine, and a lock of which the frozen master was half of the quorum is not
+            // confirmed.
+            if let Ok(guard) = dlm.try_lock(format!("{task}:{turn}"), ttl).await
+                && turn % 2 == 0
+            {
+                let _ = guard.release().await;
             }
             turn += 1;
         }

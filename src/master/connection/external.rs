@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use futures::future::{BoxFuture, join_all};
+use futures::future::BoxFuture;
 use redis::aio::ConnectionLike;
 use redis::{RedisResult, Value as Reply};
 
@@ -56,13 +56,15 @@ impl Transport for Turns {
         &self,
         batch: &[Queued],
     ) -> impl Future<Output = Vec<Result<Reply, SendError>>> + Send + use<> {
-        let requests = batch
-            .iter()
-            .map(|queued| self.connection.request(Arc::clone(&queued.command)));
-        join_all(requests.map(|reply| async move {
+        let request = |queued: &Queued| self.connection.request(Arc::clone(&queued.command));
+        let reply = batch.first().map(request);
+        async move {
+            let Some(reply) = reply else {
+                return Vec::new();
+            };
             let reply = reply.await.and_then(Reply::extract_error);
-            reply.map_err(SendError::Replied)
-        }))
+            vec![reply.map_err(SendError::Replied)]
+        }
     }
 
     fn next(&mut self, queued: Queued) -> Option<Queued> {
