@@ -134,6 +134,13 @@ async fn keys_deleted_from_a_majority_are_a_loss_also_while_a_master_is_down_and
     let guard = keep_alive(&dlm, &resource, Duration::from_secs(2)).await;
     masters[4].kill();
     renewals(&masters[0], 2).await;
+    // A renewal that finds the key missing sets it again, so none may be under way.
+    let count = masters[0].calls("evalsha");
+    eventually_async("the renewal is everywhere", LONG, async || {
+        let mut others = masters[1..4].iter();
+        others.all(|server| server.calls("evalsha") >= count)
+    })
+    .await;
     for server in &masters[..3] {
         assert!(server.del(&resource));
     }
