@@ -35,7 +35,7 @@ const LONGEST_WATCH_OF_EXTERNAL: Duration = Duration::from_secs(60);
 /// How long a delete is waited for before it is sent again.
 const LONGEST_DELETE: Duration = Duration::from_secs(10);
 
-/// How many deletes are sent together.
+/// How many deletes are sent together, until the master has answered one.
 const BATCH: usize = 64;
 
 /// The shortest time between two log lines about keys that are left.
@@ -292,15 +292,17 @@ impl Settling {
     /// Sends each delete once. Returns whether some have to be sent again.
     async fn delete_all(&self) -> bool {
         let mut count = lock(&self.master.debts.0).waiting.len();
-        let mut has_kept = false;
+        let (mut has_kept, mut most) = (false, BATCH);
         while count > 0 {
-            let mut batch = Batch::take(&self.master, count.min(BATCH));
+            let mut batch = Batch::take(&self.master, count.min(most));
             count -= batch.debts.len();
             let has_answered = batch.delete().await;
             has_kept |= !batch.debts.is_empty();
             if !has_answered {
                 break;
             }
+            // The master answers, so it gets as many as it answers soon: far away, 64 for each round trip are few.
+            most = BATCH.max(self.master.link.load().window());
         }
         has_kept
     }

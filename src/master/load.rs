@@ -69,6 +69,11 @@ impl Load {
         self.requests.load(Ordering::Relaxed)
     }
 
+    /// How many requests may be under way.
+    pub(crate) fn window(&self) -> usize {
+        self.window.load(Ordering::Relaxed)
+    }
+
     /// There is a new connection.
     pub(crate) fn reset_window(&self, connection: u64) {
         // Relaxed, as for `is_behind`: the next reply sets the window again.
