@@ -56,6 +56,8 @@ pub(crate) enum SendError {
     },
     /// The command was not sent: it is no longer permitted.
     NotPermitted,
+    /// An external connection that had broken before has refused the command at once.
+    Refused(RedisError),
     /// The master has sent nothing for this long. The command may have been executed, or may be executed later.
     Silent(Duration),
     /// The connection broke. The command may have been executed.
@@ -174,6 +176,11 @@ impl Connection {
     /// The number of this connection among all connections to its master, from 1. A later connection has a greater one.
     pub(crate) fn serial(&self) -> u64 {
         self.serial
+    }
+
+    /// Whether the connection has ended. It may have ended without that being noticed.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.queue.is_closed()
     }
 
     /// Queues a command, and returns a future of the reply. When this is dropped, the outcome is unknown.
