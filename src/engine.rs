@@ -24,7 +24,7 @@ use thiserror::Error;
 use tokio::runtime::{self, Handle, Runtime, RuntimeFlavor};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{Id, coop::unconstrained, id, try_id, yield_now};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use self::linger::Grace;
 use crate::per_process::PerProcess;
@@ -524,6 +524,30 @@ async fn others_have_run() {
     for _ in 0..4 {
         yield_now().await;
     }
+}
+
+/// A task that is woken so much later than it asked for shows that this process, or its runtime, was stalled.
+pub(crate) const STALL: Duration = Duration::from_millis(20);
+
+/// How many stalls in a row do not count. A process that is stalled all the time must notice a peer that hangs, too.
+pub(crate) const MAX_STALLS: u32 = 4;
+
+/// Like Tokio's `timeout`, for a peer whose answer is waited for: when this process was stalled, the time begins anew.
+pub(crate) async fn timeout_without_stalls<T>(
+    limit: Duration,
+    future: impl Future<Output = T>,
+) -> Option<T> {
+    let mut future = pin!(future);
+    for _ in 0..=MAX_STALLS {
+        let deadline = Instant::now() + limit;
+        if let Ok(output) = timeout_at(deadline, &mut future).await {
+            return Some(output);
+        }
+        if Instant::now() <= deadline + STALL {
+            break;
+        }
+    }
+    None
 }
 
 /// Ends when what had arrived from the network has been read. So a stall of this process is not taken for a silence of its

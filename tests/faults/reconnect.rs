@@ -462,3 +462,27 @@ async fn a_master_far_away_that_broke_once_comes_back() {
     proxy.cut();
     eventually_async("it is back", LONG, locks).await;
 }
+
+#[tokio::test]
+async fn a_connection_that_broke_before_it_was_used_leaves_no_doubt() {
+    let masters = Masters::behind_proxies(3);
+    let dlm = masters.client();
+    drop(masters.lock_everywhere(&dlm, "warm", TTL).await);
+    assert_eq!(dlm.shutdown(LONG).await, 0);
+    let proxy = masters.proxy(2);
+    // A SET without an answer, whose connection ends.
+    proxy.hang();
+    let guard = dlm.lock("resource", TTL).await.expect("a quorum is well");
+    let connects = proxy.connects();
+    proxy.refuse();
+    // The next connection is cut while it introduces itself.
+    proxy.resume();
+    proxy.cut_after_request("\r\nINFO\r\n", Upstream::Closed);
+    eventually_async("another connection follows", LONG, async || {
+        proxy.connects() >= connects + 2
+    })
+    .await;
+    drop(guard);
+    assert_eq!(dlm.shutdown(LONG).await, 0, "all is known to be deleted");
+    assert!(masters.are_empty());
+}

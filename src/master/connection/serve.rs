@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{Queued, SendError, Urgency};
 use crate::clock::Moment;
-use crate::engine::arrived_is_read;
+use crate::engine::{MAX_STALLS, STALL, arrived_is_read};
 use crate::master::link::Activity;
 use crate::master::load::Load;
 use crate::master::reply::Sign;
@@ -89,7 +89,8 @@ pub(super) async fn serve<T: Transport>(
         transport,
         window: Window::new(Moment::from_nanos(0)),
         started: now,
-        last_reply: now,
+        silent_since: now,
+        stalls: 0,
         turns: VecDeque::new(),
         pings: VecDeque::new(),
         deletes: VecDeque::new(),
@@ -148,8 +149,10 @@ struct Line<T> {
     terms: Terms,
     window: Window,
     started: Instant,
-    /// When the master last replied.
-    last_reply: Instant,
+    /// When the master last replied, or this process last noticed that it had been stalled.
+    silent_since: Instant,
+    /// How often a stall was noticed since the last reply.
+    stalls: u32,
     /// What [`Transport::next`] has let through already.
     turns: VecDeque<Queued>,
     pings: VecDeque<Queued>,
@@ -326,7 +329,8 @@ impl<T: Transport> Line<T> {
         }
         let now = Instant::now();
         if is_alive {
-            self.last_reply = now;
+            self.silent_since = now;
+            self.stalls = 0;
             self.terms.activity.mark_alive();
             let at = self.moment(now);
             self.window.answered(count, now.duration_since(sent), at);
@@ -404,8 +408,14 @@ impl<T: Transport> Line<T> {
                 return Poll::Pending;
             };
             // While replies keep coming, the age of a request says nothing of the master.
-            let deadline = since.max(self.last_reply) + self.terms.silence;
+            let deadline = since.max(self.silent_since) + self.terms.silence;
             let now = Instant::now();
+            if now > deadline + STALL && self.stalls < MAX_STALLS {
+                // Commands may not have been written before the stall, so the master gets the whole time again.
+                self.stalls += 1;
+                self.silent_since = now;
+                continue;
+            }
             if now >= deadline {
                 let look = check
                     .last_look

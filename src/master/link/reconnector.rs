@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::state::Event;
 use super::write_probe::Probed;
 use super::{CONNECT_TIMEOUT, Link};
+use crate::engine::timeout_without_stalls;
 use crate::master::connection::Connection;
 use crate::master::connector::{Greeting, close_earlier};
 use crate::master::reply::connect_error;
@@ -122,8 +123,8 @@ impl Link {
         sleep(pause.saturating_sub(self.activity.since_last_attempt())).await;
         self.activity.mark_attempt();
         self.writes.set_held_back(false);
-        let opened = timeout(self.connect_timeout, self.open());
-        let opened = opened.await.unwrap_or_else(|_| {
+        let opened = timeout_without_stalls(self.connect_timeout, self.open());
+        let opened = opened.await.unwrap_or_else(|| {
             let error = format!("timed out after {:?}", self.connect_timeout);
             Err(io_error(&error))
         });
@@ -146,11 +147,14 @@ impl Link {
         let probe = self.writes.run(&connection, self.ping_timeout());
         let (greeting, probed) = futures::join!(self.connector.set_up(&connection), probe);
         self.writes.set_held_back(probed == Probed::HeldBack);
-        match probed {
-            Probed::Works => Ok((connection, greeting)),
-            Probed::HeldBack => Err(io_error("it answers, and does not execute writes")),
-            Probed::Broken => Err(io_error("the new connection broke")),
+        if probed == Probed::HeldBack {
+            return Err(io_error("it answers, and does not execute writes"));
         }
+        if connection.is_broken() {
+            // Never offered to requests, so nothing of ours is executed on it.
+            return Err(io_error("the new connection broke"));
+        }
+        Ok((connection, greeting))
     }
 
     /// Closes earlier connections at the master's end, and offers the new one to requests.
@@ -165,7 +169,7 @@ impl Link {
             // This has a time limit of its own. When it passes, the new connection is used all the same, and deletes
             // are repeated until the requests on the earlier ones can no longer be executed.
             let closing = close_earlier(&connection, &mut unclosed, new);
-            let _ = timeout(self.connect_timeout, closing).await;
+            let _ = timeout_without_stalls(self.connect_timeout, closing).await;
         }
         // Before the new connection is offered. A delete on it must know of the earlier connections: otherwise it would
         // count as final, while a SET on one of those could still be executed after it.

@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::time::timeout;
-
+use crate::engine::timeout_without_stalls;
 use crate::master::connection::{Command, Connection};
 use crate::master::reply::Sign;
 use crate::sync::lock;
@@ -30,8 +29,6 @@ pub(super) enum Probed {
     Works,
     /// No reply came in time.
     HeldBack,
-    /// The connection broke.
-    Broken,
 }
 
 impl WriteProbe {
@@ -60,13 +57,13 @@ impl WriteProbe {
         let Some(delete) = lock(&self.unanswered).clone() else {
             return Probed::Works;
         };
-        let Ok(reply) = timeout(limit, connection.send_plain(delete)).await else {
+        let reply = timeout_without_stalls(limit, connection.send_plain(delete));
+        let Some(reply) = reply.await else {
             return Probed::HeldBack;
         };
-        if Sign::of(&reply) != Sign::Alive {
-            return Probed::Broken;
+        if Sign::of(&reply) == Sign::Alive {
+            self.mark_answered();
         }
-        self.mark_answered();
         Probed::Works
     }
 }

@@ -303,6 +303,35 @@ async fn what_waits_in_line_fails_when_the_master_is_silent_and_nothing_else_doe
     assert!(matches!(new.try_recv(), Ok(Ok(Reply::Okay))));
 }
 
+/// A command may be written only after a stall, so its reply comes later still.
+#[tokio::test(start_paused = true)]
+async fn after_a_stall_of_this_process_the_master_has_the_whole_time_again() {
+    let served = Served::new();
+    let mut answer = served.send("extend", Urgency::Held);
+    settle().await;
+    advance(3 * SILENCE).await;
+    settle().await;
+    sleep(SILENCE / 2).await;
+    assert!(is_pending(&mut answer));
+    sleep(SILENCE).await;
+    assert!(is_silent(&mut answer), "the silence after the stall counts");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_is_stalled_all_the_time_notices_a_silent_master_too() {
+    let served = Served::new();
+    let mut answer = served.send("extend", Urgency::Held);
+    settle().await;
+    for _ in 0..MAX_STALLS {
+        assert!(is_pending(&mut answer));
+        advance(3 * SILENCE).await;
+        settle().await;
+    }
+    advance(3 * SILENCE).await;
+    settle().await;
+    assert!(is_silent(&mut answer));
+}
+
 /// The process gets no turn for a while. The reply has arrived meanwhile, and another task has still to read it.
 #[tokio::test(start_paused = true)]
 async fn a_stall_of_this_process_is_no_silence() {
