@@ -155,7 +155,7 @@ impl RedlockBuilder {
     /// changes its timeouts. Messages name the connection by its place among the masters.
     ///
     /// A connection that reopens itself has a risk: a `SET` that it sent before may arrive after the delete for that
-    /// `SET`. The key then stays until its ttl is over.
+    /// `SET`. The key then stays until its ttl is over, although the release counts as confirmed.
     ///
     /// The code of the connection runs on the thread of this client, which all clients share, so it must not block. The
     /// connection ends with the runtime that opened it. Requests that it had not sent by then are lost, so keys may
