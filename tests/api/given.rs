@@ -267,28 +267,3 @@ async fn a_delete_that_is_repeated_while_a_connection_hangs_does_not_fill_its_qu
     let deletes = gate.given().len() - 1;
     assert!(deletes <= 3, "{deletes} deletes");
 }
-
-#[tokio::test]
-async fn a_connection_whose_server_has_restarted_is_owed_nothing() {
-    let mut masters = Masters::start(3);
-    let mut builder = Redlock::builder();
-    for url in masters.urls() {
-        let client = redis::Client::open(url).expect("a URL");
-        let connection = client.get_multiplexed_async_connection().await;
-        builder = builder.connection(connection.expect("it listens"));
-    }
-    let dlm = builder.build().expect("different masters");
-    dlm.lock("warm", TTL)
-        .await
-        .expect("free")
-        .release()
-        .await
-        .expect("ours");
-    masters[2].restart();
-    for _ in 0..50 {
-        let guard = dlm.lock(unique("lock"), TTL).await.expect("two are well");
-        guard.release().await.expect("ours on a quorum");
-    }
-    // The first SET may have been written to the server before it ended.
-    assert!(dlm.shutdown(Duration::from_secs(1)).await <= 1);
-}

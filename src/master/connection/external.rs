@@ -2,13 +2,11 @@
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::future::BoxFuture;
 use redis::aio::ConnectionLike;
 use redis::{RedisResult, Value as Reply};
 
-use super::own::note_if_sent;
 use super::serve::Transport;
 use super::{Command, Queued, SendError, Urgency};
 use crate::protocol::value::Value;
@@ -34,8 +32,6 @@ where
 /// not pass the SET that it undoes. So the next command of a value follows when the one before is answered.
 pub(super) struct Turns {
     connection: Arc<dyn External>,
-    /// Whether the last error was that the connection is gone. Relaxed: it stands for itself.
-    is_broken: Arc<AtomicBool>,
     /// The values with a command in flight.
     in_flight: HashSet<Value>,
     /// For some of them: the commands that came after the one in flight. Sorted, so that a simulation repeats itself.
@@ -46,7 +42,6 @@ impl Turns {
     pub(super) fn new(connection: Arc<dyn External>) -> Self {
         Self {
             connection,
-            is_broken: Arc::default(),
             in_flight: HashSet::new(),
             waiting: BTreeMap::new(),
         }
@@ -63,23 +58,12 @@ impl Transport for Turns {
     ) -> impl Future<Output = Vec<Result<Reply, SendError>>> + Send + use<> {
         let request = |queued: &Queued| self.connection.request(Arc::clone(&queued.command));
         let reply = batch.first().map(request);
-        let is_broken = Arc::clone(&self.is_broken);
         async move {
             let Some(reply) = reply else {
                 return Vec::new();
             };
-            let had_broken = is_broken.load(Ordering::Relaxed);
-            let (reply, was_sent) = note_if_sent(reply).await;
-            let reply = reply.and_then(Reply::extract_error);
-            let dropped = matches!(&reply, Err(error) if error.is_connection_dropped());
-            is_broken.store(dropped, Ordering::Relaxed);
-            // What carried commands has ended before, so nothing has carried this one.
-            let is_refused = dropped && had_broken && !was_sent;
-            vec![reply.map_err(if is_refused {
-                SendError::Refused
-            } else {
-                SendError::Replied
-            })]
+            let reply = reply.await.and_then(Reply::extract_error);
+            vec![reply.map_err(SendError::Replied)]
         }
     }
 
@@ -146,40 +130,6 @@ mod tests {
             ticket: None,
         };
         (queued, caller)
-    }
-
-    /// A connection that breaks at its second command.
-    struct Breaks(AtomicBool);
-
-    impl External for Breaks {
-        fn request(&self, _: Arc<Command>) -> BoxFuture<'static, RedisResult<Reply>> {
-            let is_first = !self.0.swap(true, Ordering::Relaxed);
-            Box::pin(async move {
-                if is_first {
-                    return Ok(Reply::Okay);
-                }
-                Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe).into())
-            })
-        }
-    }
-
-    #[tokio::test]
-    async fn a_connection_that_had_broken_before_has_not_sent_what_it_refuses_at_once() {
-        let turns = Turns::new(Arc::new(Breaks(AtomicBool::new(false))));
-        let (queued, _caller) = queued(None, Urgency::Attempt);
-        let batch = [queued];
-        let mut replies = Vec::new();
-        for _ in 0..4 {
-            replies.extend(turns.exchange(&batch).await);
-        }
-        assert!(matches!(replies[0], Ok(Reply::Okay)));
-        assert!(
-            matches!(replies[1], Err(SendError::Replied(_))),
-            "it may have been sent"
-        );
-        for reply in &replies[2..] {
-            assert!(matches!(reply, Err(SendError::Refused(_))));
-        }
     }
 
     fn turns() -> Turns {

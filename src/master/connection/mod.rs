@@ -56,8 +56,6 @@ pub(crate) enum SendError {
     },
     /// The command was not sent: it is no longer permitted.
     NotPermitted,
-    /// An external connection that had broken before has refused the command at once.
-    Refused(RedisError),
     /// The master has sent nothing for this long. The command may have been executed, or may be executed later.
     Silent(Duration),
     /// The connection broke. The command may have been executed.

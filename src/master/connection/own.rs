@@ -81,7 +81,7 @@ async fn send_all(
 /// Awaits a reply. Returns as well whether the command was sent.
 ///
 /// The first poll hands the command to the connection. A connection that has ended before fails at that poll.
-pub(super) async fn note_if_sent<T>(mut reply: RedisFuture<'_, T>) -> (RedisResult<T>, bool) {
+async fn note_if_sent<T>(mut reply: RedisFuture<'_, T>) -> (RedisResult<T>, bool) {
     match poll_fn(|cx| Poll::Ready(reply.poll_unpin(cx))).await {
         Poll::Ready(reply) => (reply, false),
         Poll::Pending => (reply.await, true),

@@ -18,7 +18,6 @@
 //! | none: it was not sent, since its lock was given up | not needed | unknown | left nothing |
 //! | an I/O error that an external connection returns | failed: disconnected | unknown | may be executed later |
 //! | the connection broke after the request was sent | failed: disconnected, or protocol if it broke by nonsense | broken | may be executed later |
-//! | the same at once, from an external connection that had broken before | failed: disconnected | unknown | left nothing |
 //! | the connection had ended before | none: another connection is tried | broken | left nothing, if that is certain |
 //!
 //! A delete is done when its answer is [settled](Answer::is_settled). It is [repeated](Answer::may_pass) after every
@@ -111,9 +110,7 @@ impl Sign {
             Err(SendError::Replied(error)) if error.is_io_error() => Self::Unknown,
             Err(SendError::Replied(_)) => Self::Alive,
             Err(SendError::Unsent { .. } | SendError::Broken(_)) => Self::Broken,
-            Err(SendError::NotPermitted | SendError::Refused(_) | SendError::Silent(_)) => {
-                Self::Unknown
-            }
+            Err(SendError::NotPermitted | SendError::Silent(_)) => Self::Unknown,
         }
     }
 }
@@ -128,7 +125,6 @@ pub(crate) fn effect(kind: Kind, reply: &Result<Reply, SendError>) -> Effect {
         Err(SendError::Replied(error)) => ErrorClass::of(error).effect(),
         Err(
             SendError::NotPermitted
-            | SendError::Refused(_)
             | SendError::Unsent {
                 is_certain: true, ..
             },
@@ -155,7 +151,7 @@ impl Next {
             SendError::Silent(silence) => {
                 Self::Answer(Answer::Failed(MasterError::TimedOut(silence)))
             }
-            SendError::Broken(error) | SendError::Refused(error) => {
+            SendError::Broken(error) => {
                 Self::Answer(Answer::Failed(ErrorClass::of(&error).error(error)))
             }
             SendError::Unsent { error, .. } => Self::Reconnect(ErrorClass::of(&error).error(error)),

@@ -135,7 +135,6 @@ fn every_reply_and_error_means_what_the_table_says() {
         (set, broke(io_error()), "disconnected", Broken, Later, "repeats"),
         (set, broke(parse_error()), "protocol", Broken, Later, "gives up"),
         (set, Err(SendError::NotPermitted), "not asked", Unknown, Nothing, "gives up"),
-        (set, Err(SendError::Refused(io_error())), "disconnected", Unknown, Nothing, "repeats"),
         (set, Err(SendError::Silent(Duration::ZERO)), "timed out", Unknown, Later, "repeats"),
         (set, unsent(true), "reconnect", Broken, Nothing, "sends again"),
         (set, unsent(false), "reconnect", Broken, Later, "sends again"),
