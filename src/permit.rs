@@ -283,25 +283,6 @@ mod tests {
     }
 
     #[test]
-    fn what_a_request_has_done_decides_what_is_to_be_deleted() {
-        let answered = Dirty {
-            unanswered_on: None,
-            several: false,
-        };
-        for (effect, expected) in [
-            (Effect::Nothing, None),
-            (Effect::MayHaveSetKey, Some(answered)),
-            (Effect::MayBeExecutedLater, on(1)),
-        ] {
-            let dirty = DirtyMasters::new(1);
-            let permit = write(&dirty, 0);
-            assert!(send(&permit, 1));
-            permit.record(effect);
-            assert_eq!(close(&dirty), Some(vec![expected]));
-        }
-    }
-
-    #[test]
     fn a_refusal_leaves_nothing_to_delete() {
         let dirty = DirtyMasters::new(2);
         let permits = [0, 1].map(|master| write(&dirty, master));
@@ -350,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_comes_after_the_close_counts() {
+    fn what_a_request_has_done_decides_what_is_to_be_deleted_also_after_the_close() {
         let answered = Dirty {
             unanswered_on: None,
             several: false,
@@ -360,6 +341,13 @@ mod tests {
             (Effect::MayHaveSetKey, Some(answered)),
             (Effect::MayBeExecutedLater, on(1)),
         ] {
+            // Before the close.
+            let dirty = DirtyMasters::new(1);
+            let permit = write(&dirty, 0);
+            assert!(send(&permit, 1));
+            permit.record(effect);
+            assert_eq!(close(&dirty), Some(vec![expected]));
+            // After it.
             let dirty = DirtyMasters::new(1);
             let permit = write(&dirty, 0);
             assert!(send(&permit, 1));

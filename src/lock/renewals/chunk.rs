@@ -13,7 +13,7 @@ use crate::master::{Answer, Payload, Renewed, Request};
 use crate::protocol::quorum::{Outcome, Tally};
 use crate::vote::MasterError;
 
-/// Renews locks. Each is confirmed as soon as a quorum has lengthened its key, whatever becomes of the others.
+/// Renews locks. Each lock is confirmed when a quorum has lengthened its key. It does not wait for the other locks.
 pub(super) async fn renew(core: Arc<Core>, due: Vec<Due<Kept>>) {
     // Read before anything is sent: each master starts the ttl after this moment.
     let start = core.renewals.clock.now();

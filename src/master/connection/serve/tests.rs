@@ -292,7 +292,11 @@ async fn what_waits_in_line_fails_when_the_master_is_silent_and_nothing_else_doe
     sleep(SILENCE).await;
     assert!(is_silent(&mut later));
     let sent = served.sent_after(FIRST).await;
-    assert_eq!(sent, ["extend"], "no attempt whose caller was told");
+    assert_eq!(
+        sent,
+        ["extend"],
+        "the attempts that were given up are not sent"
+    );
     // The master comes back, and everybody who asks from now on gets an answer.
     while served.under_way() > 0 {
         served.answer().await;
